@@ -38,6 +38,7 @@ BENCHMARKS = {
     "quality": "raywgen.benchmarks.quality",
     "batch-statistics": "raywgen.benchmarks.batch_statistics",
     "sentence-encoder": "raywgen.benchmarks.sentence_encoder",
+    "lora": "raywgen.benchmarks.lora",
     "strategy-parity": "raywgen.benchmarks.strategy_parity",
     "train-memory": "raywgen.benchmarks.train_memory",
     "train-overhead": "raywgen.benchmarks.train_overhead",

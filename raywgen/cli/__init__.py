@@ -188,7 +188,10 @@ def generate(
     config: Config = None,
     overrides: Overrides = None,
     where: Annotated[str | None, typer.Option(help="`here`, or `ray`: over actors; short for where=.")] = None,
-    into: Annotated[str | None, typer.Option(help="`files`, or `corpus`: Arrow shards; short for into=.")] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(help="`files`, `adapters` (PEFT folders), or `corpus` (Arrow shards); short for into=."),
+    ] = None,
     num: Annotated[int | None, typer.Option(help="Networks for each task and architecture; short for num=.")] = None,
     trust: Trust = None,
 ) -> None:
@@ -233,6 +236,8 @@ def adapt(
     """Write weights for a new task from its labelled examples, in milliseconds and without gradients.
 
     raywgen adapt runs/mcdi --support examples/ out=head.safetensors
+
+    raywgen adapt runs/igpg-sentence-lora --support examples.parquet test=others.parquet out=adapter
     """
     from raywgen.generation import AdaptConfig
     from raywgen.generation import adapt as write
@@ -249,7 +254,17 @@ def adapt(
         soft_wrap=True,
     )
     if found.on_examples is not None:
-        out.print(f"on these examples: {plain(found.on_examples.sentence())}", highlight=False, soft_wrap=True)
+        left_out = ", each left out in turn" if found.head_alone is not None else ""
+        out.print(
+            f"on these examples{left_out}: {plain(found.on_examples.sentence())}", highlight=False, soft_wrap=True
+        )
+    for name, judged in (
+        ("a head on the encoder as it is", found.head_alone),
+        ("on the test sentences", found.on_test),
+        ("a head on the encoder as it is, on the test sentences", found.head_alone_on_test),
+    ):
+        if judged is not None:
+            out.print(f"{name}: {plain(judged.sentence())}", highlight=False, soft_wrap=True)
 
 
 @app.command(cls=SettingsCommand)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from raywgen.corpus import Corpus, TaskFacts
 from raywgen.evaluation.stored_networks import StoredNetworks
@@ -24,6 +25,7 @@ from raywgen.tasks import (
     build_task,
     stacked_logits,
 )
+from raywgen.tasks.fitted_head import fits_head, with_fitted_heads
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
 _STACK = 512
@@ -82,23 +84,44 @@ class TaskEvaluator:
                 with_new_statistics(module, self.layout, values_nD, x_SF.to(self.device)) for values_nD, x_SF in each
             ]
             values_TnD = torch.stack(anew).cpu()
-        best_T = self.example_loss(values_TnD).argmin(dim=1)
+        if fits_head(self.module):
+            values_TnD, loss_Tn = self._with_fitted_heads(values_TnD)
+        else:
+            loss_Tn = self.example_loss(values_TnD)
+        best_T = loss_Tn.argmin(dim=1)
         return values_TnD[torch.arange(len(values_TnD)), best_T]
 
     def accuracy(self, values_TD: Tensor) -> Tensor:
         """Returns the balanced accuracy `(T,)` on test images that nothing was trained on."""
-        test_y_TI = torch.stack([task.test_y_S for task in self.tasks])
-        return balanced_accuracy(self.test_logits(values_TD), test_y_TI)
+        each = zip(self._test_logits(values_TD), self.tasks, strict=True)
+        return torch.cat([balanced_accuracy(logits_IC.unsqueeze(0), task.test_y_S) for logits_IC, task in each])
 
     def errors(self, values_TD: Tensor) -> Tensor:
-        """Marks the test images that each network gets wrong, bool `(T, I)`."""
-        test_y_TI = torch.stack([task.test_y_S for task in self.tasks])
-        return self.test_logits(values_TD).argmax(dim=-1) != test_y_TI
+        """Marks the test images that each network gets wrong, bool `(T, I)`; false beyond those of a task."""
+        each = zip(self._test_logits(values_TD), self.tasks, strict=True)
+        wrong = [logits_IC.argmax(dim=-1) != task.test_y_S for logits_IC, task in each]
+        return pad_sequence(wrong, batch_first=True)
 
-    def test_logits(self, values_TD: Tensor) -> Tensor:
-        """Returns outputs `(T, I, C)` on the test images."""
-        test_x_TIF = torch.stack([task.test_x_SF for task in self.tasks])
-        return self._logits(self._module(), values_TD, test_x_TIF)
+    def _test_logits(self, values_TD: Tensor) -> list[Tensor]:
+        """Returns outputs `(I, C)` on the test images of each task."""
+        module = self._module()
+        if len({len(task.test_y_S) for task in self.tasks}) == 1:
+            return list(self._logits(module, values_TD, torch.stack([task.test_x_SF for task in self.tasks])))
+        each = zip(values_TD.split(1), self.tasks, strict=True)
+        return [self._logits(module, values_1D, task.test_x_SF)[0] for values_1D, task in each]
+
+    def _with_fitted_heads(self, values_TnD: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns networks with heads fitted to the examples, and the loss `(T, n)` on these, each left out in turn."""
+        module, n = self._module(), values_TnD.shape[1]
+        known = self.condition.repeat(n).to(self.device)
+        parts = []
+        for first in range(0, len(known), _STACK):
+            rows = slice(first, first + _STACK)
+            values_ND, support_NSF = values_TnD.flatten(0, 1)[rows].to(self.device), known.samples_BSF[rows]
+            values_ND, logits = with_fitted_heads(module, self.layout, values_ND, support_NSF, known.labels_BS[rows])
+            parts.append((values_ND.cpu(), balanced_cross_entropy(logits, known.labels_BS[rows]).cpu()))
+        values_ND, loss_N = (torch.cat(each) for each in zip(*parts, strict=True))
+        return values_ND.view_as(values_TnD), loss_N.view(-1, n)
 
     def _module(self) -> nn.Module:
         """The module on the device; a copy, unless that is the CPU."""

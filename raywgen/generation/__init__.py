@@ -1,7 +1,8 @@
 """Putting a trained generator to use: fill modules, keep the best of n, write files."""
 
 from raywgen.actor_pool import ActorsLostError, NoResourcesError
-from raywgen.generation.adapt import AdaptConfig, Adapted, adapt
+from raywgen.generation.adapt import adapt
+from raywgen.generation.adapt_config import AdaptConfig, Adapted
 from raywgen.generation.best import Best, generate_best
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.file_statistics import Reestimated, StatisticsConfig, estimate_file_statistics

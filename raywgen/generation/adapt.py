@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,74 +12,21 @@ import torch
 from torch import Tensor
 
 from raywgen.files import write_text
+from raywgen.generation.adapt_config import AdaptConfig, Adapted
+from raywgen.generation.adapt_text import adapt_text
 from raywgen.generation.conditions import make_condition
 from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator, UnknownLayoutError, adapt_weights
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
 from raywgen.generators.common.denoisers import is_head
-from raywgen.nn.devices import Device, say_device
+from raywgen.nn.devices import say_device
 from raywgen.out_folder import local_file
 from raywgen.tasks import build_network
-from raywgen.tasks.standing import Standing
 from raywgen.tasks.user_data import ConditionError, read_data
 from raywgen.trust import entry_point
 from raywgen.weights import Layout, save_state_dict
 
 _MILLISECONDS = 1e3
-
-
-@dataclass(kw_only=True)
-class AdaptConfig:
-    """Settings of the generation of weights from a new task's labelled examples.
-
-    Attributes:
-        generator: Run folder or bundle of a generator that was trained on such tasks.
-        support: Labelled examples: a Parquet file, glob or `hf://` name of images with labels, a folder of class
-            folders, an `.npz` file with arrays `x` (samples first) and `y`, or a Parquet file with such columns.
-        out: The `.safetensors` file to write; a `.json` beside it says what it is.
-        policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`, for a
-            generator that has learned several.
-        temperature: Temperature of the noise that generation starts from; 0 generates the same network every time.
-        seed: Keys the noise.
-        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
-    """
-
-    generator: str = "runs/mcdi"
-    support: str = ""
-    out: str = "adapted.safetensors"
-    policy: str = ""
-    temperature: float = 0.0
-    seed: int = 0
-    device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: must be at least 0")
-        if not self.support:
-            raise ValueError("support is empty: name the new task's labelled examples, for instance support=examples/")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapted:
-    """Facts about the generated weights.
-
-    Attributes:
-        path: The file that holds them.
-        num_values: Number of values in it.
-        classes: Names of the outputs, in order.
-        num_examples: Number of labelled examples.
-        encode_ms: Milliseconds that the encoder took; 0 without one.
-        generate_ms: Milliseconds of generation alone.
-        on_examples: Accuracy of the network on the examples, beside chance; None where nothing says how to build it.
-    """
-
-    path: str
-    num_values: int
-    classes: tuple[str, ...]
-    num_examples: int
-    encode_ms: float
-    generate_ms: float
-    on_examples: Standing | None
 
 
 @entry_point
@@ -102,6 +49,13 @@ def adapt(config: AdaptConfig) -> Adapted:
     local_file(config.out, AdaptConfig.out, "raywgen adapt")
     trained = load(config.generator, device=config.device)
     say_device(f"{config.out}: generates", config.device, trained.generator.device)
+    if trained.sentences is not None:
+        return adapt_text(config, trained, trained.sentences)
+    if config.instruction or config.test or config.best_of > 1:
+        raise ConditionError(
+            "instruction, test and best_of are of adapters of a text encoder; this generator adapts by examples alone, "
+            "so leave them out"
+        )
     samples, labels_S, classes = read_support(config.support, trained)
     layout = support_layout(trained, len(classes))
     recipe = _head_recipe(trained, len(classes))

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import GenerationRequest, Generator, Sampling
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
+from raywgen.tasks.fitted_head import fits_head, with_fitted_heads
 from raywgen.tasks.stacked import without_ties
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
@@ -127,7 +128,11 @@ def generate_best(
     if unlabelled is not None:
         each = zip(values_ND.split(best_of), unlabelled, strict=True)
         values_ND = torch.cat([with_new_statistics(runs, layout, part_nD, x_SF.to(device)) for part_nD, x_SF in each])
-    logits = candidate_logits(runs, layout, values_ND, samples_NSF)
+    if fits_head(runs):
+        # Judged by the heads of all other examples, since its own fits each example too well.
+        values_ND, logits = with_fitted_heads(runs, layout, values_ND, samples_NSF, labels_NS)
+    else:
+        logits = candidate_logits(runs, layout, values_ND, samples_NSF)
     loss_Bn = balanced_cross_entropy(logits, labels_NS).view(len(condition), best_of)
     # argmin would take a NaN for the smallest of all.
     loss_Bn = loss_Bn.masked_fill(loss_Bn.isnan(), torch.inf)

@@ -41,9 +41,10 @@ def make_condition(
         raise ConditionError(f"data holds {len(samples)} samples and {len(labels)} labels; give one label per sample")
     samples_SF = samples.reshape(len(samples), -1).to(torch.float32)
     spec = generator.data
-    if samples_SF.shape[1] != spec.num_features:
+    num_values = spec.num_sample_values or spec.num_features
+    if samples_SF.shape[1] != num_values:
         raise ConditionError(
-            f"a sample has {samples_SF.shape[1]} values, the generator was trained on {spec.num_features}; "
+            f"a sample has {samples_SF.shape[1]} values, the generator was trained on {num_values}; "
             "give data of the same form"
         )
     if not bool(samples_SF.isfinite().all()):

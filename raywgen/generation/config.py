@@ -8,7 +8,7 @@ from typing import Any, Literal
 from raywgen.nn.devices import Device
 
 Where = Literal["here", "ray"]
-Into = Literal["files", "corpus"]
+Into = Literal["files", "adapters", "corpus"]
 AFTERWARDS = "estimate the statistics of each file afterwards, by `raywgen statistics FILE network=... data=IMAGES`"
 """What does for a network that is only written what `num_unlabelled` does for one that is run."""
 
@@ -31,7 +31,8 @@ class GenerateConfig:
             labelled images or with columns of numbers and `y`, or a folder of class folders with images.
         out: Folder for the `.safetensors` files, or with `into=corpus` for the corpus: a local path, or a URI of an
             object store.
-        into: `files`, or `corpus`: Arrow shards with the facts of each network.
+        into: `files`; `adapters`: folders as the PEFT library loads them, for adapters of a text encoder; or `corpus`:
+            Arrow shards with the facts of each network.
         num: Networks kept for each task and architecture.
         best_of: Candidates of each network; the one with the lowest loss on the labelled samples is kept. By default 8,
             or 1 where there are no samples to try networks on.
@@ -110,8 +111,8 @@ class GenerateConfig:
                 f"num_unlabelled={self.num_unlabelled}: try_on_samples=false runs no network; leave it out, and "
                 f"{AFTERWARDS}"
             )
-        if self.max_file_bytes and self.into == "corpus":
-            raise ValueError(f"max_file_bytes={self.max_file_bytes} is of files: leave it out with into=corpus")
+        if self.max_file_bytes and self.into != "files":
+            raise ValueError(f"max_file_bytes={self.max_file_bytes} is of files: leave it out with into={self.into}")
         if self.num_unlabelled < 0 or self.num_unlabelled == 1:
             raise ValueError(
                 f"num_unlabelled={self.num_unlabelled}: statistics need at least 2 samples; 0 estimates none"

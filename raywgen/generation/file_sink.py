@@ -92,11 +92,11 @@ class FileSink(Sink):
             if are_several:
                 network = self._network_file(item, number, row)
                 self._files.write(network, 0, values_D)
-                file, written = self._files.finish(network, self._kept_state(item), _metadata(row))
+                file, written = self._files.finish(network, self._kept_state(item), file_metadata(row))
             else:
                 file = f"{self._name(row)}.safetensors"
                 with self._storage.local_file(file) as path:
-                    save_state_dict(self._state(item, values_D), path, _metadata(row))
+                    save_state_dict(self._state(item, values_D), path, file_metadata(row))
                     written = {file: file_checksum(path)}
             files |= written
             rows.append(replace(row, path=joined(self.out, file)).to_json())
@@ -132,7 +132,7 @@ class FileSink(Sink):
             shares = [NetworkRow(**piece["rows"][place]) for piece in pieces]
             row = replace(shares[-1], log_prob=_sum([share.log_prob for share in shares]))
             network = self._network_file(item, number, row)
-            file, written = self._files.finish(network, self._kept_state(item), _metadata(row))
+            file, written = self._files.finish(network, self._kept_state(item), file_metadata(row))
             files |= written
             rows.append(replace(row, path=joined(self.out, file)).to_json())
         self._storage.write(self._networks_journal(item), sealed_json({"rows": rows, "files": files}).encode())
@@ -169,7 +169,7 @@ class FileSink(Sink):
 
     def _network_file(self, item: WorkItem, number: int, row: NetworkRow) -> NetworkFile:
         key = f"{item.network:04d}-{number:06d}"
-        return NetworkFile(name=self._name(row), key=key, layout=self._layout(item), metadata=_metadata(row))
+        return NetworkFile(name=self._name(row), key=key, layout=self._layout(item), metadata=file_metadata(row))
 
     def _name(self, row: NetworkRow) -> str:
         parts = [name.replace("/", "_").replace("\0", "_") for name in (row.network, row.task)]
@@ -178,7 +178,8 @@ class FileSink(Sink):
         return "_".join(part for part in parts if part)
 
 
-def _metadata(row: NetworkRow) -> dict[str, str]:
+def file_metadata(row: NetworkRow) -> dict[str, str]:
+    """Returns the facts of a network as its file's metadata."""
     return {key: str(value) for key, value in replace(row, path="").to_json().items()}
 
 

@@ -21,6 +21,7 @@ from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
 from raywgen.tasks.preprocessing import InputForm
 from raywgen.tasks.runnable import runnable
+from raywgen.tasks.sentence_form import SentenceForm
 from raywgen.tasks.standing import Standing, standing
 from raywgen.tasks.user_data import ConditionError, UserData, read_data
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
@@ -67,13 +68,19 @@ class TrainedGenerator:
         generator: The generator itself.
         inputs: Preprocessing by which the images that it was trained on became samples; None without images.
         encoder: The frozen encoder of its condition; None where the condition holds the samples themselves.
+        sentences: How sentences became samples of its tasks; None where they are of something else.
     """
 
     def __init__(
-        self, generator: Generator, inputs: InputForm | None = None, encoder: FrozenEncoder | None = None
+        self,
+        generator: Generator,
+        inputs: InputForm | None = None,
+        encoder: FrozenEncoder | None = None,
+        sentences: SentenceForm | None = None,
     ) -> None:
         self.generator = generator
         self.inputs = inputs
+        self.sentences = sentences
         self.encoder = None if encoder is None else encoder.to(generator.device)
 
     def adapt(

@@ -12,6 +12,7 @@ from raywgen.locations import joined
 from raywgen.nn.devices import Device, resolved_device
 from raywgen.tasks.encoders import load_encoder
 from raywgen.tasks.preprocessing import InputForm
+from raywgen.tasks.sentence_form import SentenceForm
 from raywgen.trust import reading, trusting
 
 
@@ -41,7 +42,9 @@ def load(path: str | Path, *, device: Device = "auto", trust: Sequence[str] = ()
         if inputs is not None and inputs.encoder:
             with reading(folder, str(stored.parent)):
                 encoder = load_encoder(str(stored) if stored.is_dir() else inputs.encoder)
-    return TrainedGenerator(generator.to(chosen), inputs, encoder)
+        texts = bundle_facts(folder).get("sentences")
+    sentences = SentenceForm(**texts) if texts else None
+    return TrainedGenerator(generator.to(chosen), inputs, encoder, sentences)
 
 
 def bundle_folder(path: str | Path) -> str:

@@ -16,7 +16,8 @@ import torch
 from raywgen.corpus import CheckpointFacts, Corpus, CorpusError, Shard, commit_corpus, write_shard
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statistics
-from raywgen.generation.config import GenerateConfig
+from raywgen.generation.adapter_sink import AdapterSink
+from raywgen.generation.config import GenerateConfig, Into
 from raywgen.generation.file_sink import FileSink
 from raywgen.generation.loading import bundle_folder
 from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkResult
@@ -124,8 +125,8 @@ class CorpusSink(Sink):
 
 def make_sink(config: GenerateConfig, plan: GenerationPlan) -> Sink:
     """Builds the sink that `config.into` names."""
-    sink = CorpusSink if config.into == "corpus" else FileSink
-    return sink(config, plan, sink_recipe(config, plan))
+    sinks: dict[Into, type[Sink]] = {"files": FileSink, "adapters": AdapterSink, "corpus": CorpusSink}
+    return sinks[config.into](config, plan, sink_recipe(config, plan))
 
 
 def sink_recipe(config: GenerateConfig, plan: GenerationPlan) -> dict[str, Any]:

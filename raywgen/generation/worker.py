@@ -18,6 +18,8 @@ from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkItem, WorkRe
 from raywgen.generation.statistics import some_inputs
 from raywgen.nn.memory import free_memory, gib
 from raywgen.tasks import balanced_accuracy, build_task, stacked_logits
+from raywgen.tasks.fitted_head import with_fitted_heads
+from raywgen.tasks.networks.text_adapter import has_fitted_head
 from raywgen.tasks.standing import standing
 from raywgen.weights import Layout, Normalizer
 
@@ -96,6 +98,9 @@ class Worker:
         else:
             generated = generator.generate(candidates_request(*arguments, **kwargs)).cpu()
             values_RD, log_prob_R = generated.values_BD, generated.log_prob_B
+            if has_fitted_head(network.recipe):
+                known = condition.samples_BSF, condition.labels_BS
+                values_RD, _ = with_fitted_heads(self._module(item.network), network.layout, values_RD, *known)
         return WorkResult(item=item, values_RD=values_RD, rows=_with_log_probs(rows, log_prob_R))
 
     def _check_memory(self, item: WorkItem) -> None:

@@ -74,14 +74,16 @@ class DataSpec:
     """The data that a generator's condition encoders take.
 
     Attributes:
-        num_features: F, values of one flattened sample.
+        num_features: F, values of one flattened sample that a condition reads.
         max_classes: Most classes a task may have.
         policies: Optimisers of the corpus' trajectories, which a condition may name.
+        num_sample_values: Values of a whole sample, of which a condition reads the first F; 0 for F.
     """
 
     num_features: int
     max_classes: int
     policies: tuple[str, ...] = ()
+    num_sample_values: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policies", tuple(self.policies))

@@ -24,6 +24,11 @@ class SampleEncoder(nn.Module):
     Samples are centred and scaled per set, and the direction of each class mean is an input of its own. Otherwise what
     all sets have in common would hide the differences between tasks, and training by a task's loss would stay at chance
     for long.
+
+    Args:
+        num_features: F; of longer samples the first F values are read.
+        max_classes: Most classes of the samples.
+        width: H.
     """
 
     def __init__(self, num_features: int, max_classes: int, width: int) -> None:
@@ -36,6 +41,7 @@ class SampleEncoder(nn.Module):
 
     def forward(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
         """Returns the embeddings `(B, H)` of B sets of samples."""
+        samples_BSF = samples_BSF[..., : self.pixel.in_features]
         centred_BSF = samples_BSF - samples_BSF.mean(dim=1, keepdim=True)
         centred_BSF = centred_BSF / centred_BSF.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
         mixed_BH = self.mix(self.pixel(centred_BSF) + self.label(labels_BS)).mean(dim=1)

@@ -65,6 +65,7 @@ class Task:
         test_inputs: Inputs that nothing is ever trained on.
         test_y_S: Their labels.
         num_classes: Classes of the task.
+        num_condition_features: Number of a sample's first values that a generator's condition reads; 0 for all.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Task:
     test_inputs: Inputs
     test_y_S: Tensor
     num_classes: int
+    num_condition_features: int = 0
 
     @property
     def train_x_SF(self) -> Tensor:

@@ -15,6 +15,7 @@ from raywgen.tasks.episode_tasks import EpisodeSpec, episode_task
 from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
 from raywgen.tasks.image_tasks import image_task
 from raywgen.tasks.no_task import BLANK, blank_task
+from raywgen.tasks.sentence_tasks import sentence_groups
 from raywgen.tasks.text_tasks import text_task
 from raywgen.trust import check_recipe, reading
 
@@ -38,6 +39,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "images": image_task,
     "episode": _episode,
     "texts": text_task,
+    "sentence-groups": sentence_groups,
     "feature-episode": _feature_episode,
     "encoded": _encoded,
     BLANK: blank_task,

@@ -48,6 +48,10 @@ class TextData:
     class_names: tuple[str, ...]
     source: str
 
+    def sentences_at(self, rows_S: Tensor) -> tuple[str, ...]:
+        """Returns some of the sentences, in this order."""
+        return tuple(self.sentences[row] for row in rows_S.tolist())
+
 
 def load_texts(path: str | os.PathLike[str], split: str | None = None) -> TextData:
     """Reads sentences from the columns `sentence`, `label` and, where there is one, `split`.

@@ -36,7 +36,7 @@ def text_task(path: str, num_features: int = 256) -> Task:
     """
     if num_features < 1:
         raise TaskError(f"num_features={num_features}: must be at least 1")
-    data, train_S, test_S = _split(path)
+    data, train_S, test_S = split_texts(path)
     x_SF = _features(path, num_features)
     return Task(
         id=f"{data.name}/{num_features}",
@@ -50,8 +50,13 @@ def text_task(path: str, num_features: int = 256) -> Task:
     )
 
 
+def num_text_classes(path: str) -> int:
+    """Counts the classes of a data set of sentences."""
+    return len(split_texts(path)[0].class_names)
+
+
 @lru_cache(maxsize=8)
-def _split(path: str) -> tuple[TextData, Tensor, Tensor]:
+def split_texts(path: str) -> tuple[TextData, Tensor, Tensor]:
     """Returns the data, and the rows to train and to test on."""
     data = load_texts(path)
     names = np.array(data.split)
@@ -68,5 +73,5 @@ def _split(path: str) -> tuple[TextData, Tensor, Tensor]:
 def _features(path: str, num_features: int) -> Tensor:
     from sklearn.feature_extraction.text import HashingVectorizer  # Late, as in `raywgen.tasks.digits`.
 
-    counts: Any = HashingVectorizer(n_features=num_features).transform(_split(path)[0].sentences)
+    counts: Any = HashingVectorizer(n_features=num_features).transform(split_texts(path)[0].sentences)
     return torch.from_numpy(np.asarray(counts.toarray(), dtype=np.float32))

@@ -101,8 +101,10 @@ def data_spec(corpus: Corpus) -> DataSpec:
     tasks = [build_task(task.recipe) for task in corpus.tasks.values()] or [build_task({"name": BLANK})]
     splits = corpus.facts.column("split").to_pylist()
     policies = {name for name, split in zip(policy_names(corpus), splits, strict=True) if split == "train"}
+    num_values, num_read = tasks[0].train_inputs.num_features, tasks[0].num_condition_features
     return DataSpec(
-        num_features=tasks[0].train_inputs.num_features,
+        num_features=num_read or num_values,
         max_classes=max(task.num_classes for task in tasks),
         policies=tuple(sorted(policies)),
+        num_sample_values=num_values if num_read else 0,
     )

@@ -27,6 +27,7 @@ from raywgen.stops import Stopped, stop_signals
 from raywgen.storage import Storage
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
+from raywgen.tasks.sentence_form import SentenceForm, sentence_form
 from raywgen.training.checkpoints import CheckpointManager, check_fits
 from raywgen.training.config import TrainConfig, flatten, read_method, read_train_config
 from raywgen.training.data import data_spec, has_tasks, measure_normalizers
@@ -120,11 +121,11 @@ def run_specs(
         data_spec(corpus),
         common_input_form(corpus),
     )
-    name = uuid.uuid4().hex[:8]
+    sentences, name = _sentence_form(corpus), uuid.uuid4().hex[:8]
     return [
         RunSpec(
             config=config,
-            metadata=_metadata(config, inputs),
+            metadata=_metadata(config, inputs, sentences),
             normalizers=normalizers,
             data=data,
             snapshot=corpus.snapshot,
@@ -302,9 +303,17 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     return dict(flatten(asdict(without_places(fixed))))
 
 
-def _metadata(config: TrainConfig, inputs: InputForm | None) -> dict[str, Any]:
-    metadata = {"corpus": config.corpus, "seed": config.seed, "torch": torch.__version__}
+def _metadata(config: TrainConfig, inputs: InputForm | None, sentences: SentenceForm | None) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"corpus": config.corpus, "seed": config.seed, "torch": torch.__version__}
+    if sentences is not None:
+        metadata["sentences"] = asdict(sentences)
     return metadata if inputs is None else metadata | {"inputs": asdict(inputs)}
+
+
+def _sentence_form(corpus: Corpus) -> SentenceForm | None:
+    """Returns how the corpus' tasks make samples of sentences; None where they do not."""
+    recipes = [task.recipe for task in corpus.tasks.values()]
+    return sentence_form(recipes, [network.recipe for network in corpus.networks.values()])
 
 
 def common_input_form(corpus: Corpus) -> InputForm | None:

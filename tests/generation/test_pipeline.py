@@ -10,9 +10,10 @@ import raywgen
 ROOT = Path(raywgen.__file__).parent
 ORDER = {
     "generation": (
-        *("statistics", "best", "conditions", "judge", "fill", "loading", "adapt"),
+        *("statistics", "best", "conditions", "judge", "fill", "loading"),
+        *("adapt_config", "adapt_text", "adapt"),
         *("config", "request", "plan", "worker", "executor"),
-        *("network_files", "sink", "file_sink", "sinks", "generate"),
+        *("network_files", "sink", "file_sink", "adapter_sink", "sinks", "generate"),
         *("stored_network", "file_statistics"),
     ),
     "zoo": ("config", "draw", "plan", "execution", "measure", "stacks", "task_pool", "train", "replay", "describe"),

@@ -304,7 +304,9 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
         GenerateConfig(**settings)
 
 
-@pytest.mark.parametrize(("setting", "message"), [("where=there", "here, ray"), ("into=zip", "files, corpus")])
+@pytest.mark.parametrize(
+    ("setting", "message"), [("where=there", "here, ray"), ("into=zip", "files, adapters, corpus")]
+)
 def test_choices_are_named(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(GenerateConfig, None, [setting])

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raywgen.tasks.base import TaskError
-from raywgen.tasks.subsets import balanced_rows, draw_subsets
+from raywgen.tasks.subsets import balanced_rows, draw_groups, draw_subsets
 
 
 @settings(deadline=None, max_examples=100)
@@ -64,3 +64,31 @@ def test_balanced_rows_take_of_each_class_what_it_has(labels: list[int], limit: 
     unfinished = [taken[label] for label in there if taken[label] < there[label]]
     assert all(max(taken.values()) - count <= 1 for count in unfinished)
     assert balanced_rows(np.asarray(labels, dtype=np.int64), limit, seed).tolist() == rows
+
+
+def test_groups_are_all_pairs_of_disjoint_sets_at_most_once() -> None:
+    drawn = draw_groups([0, 1, 3, 4, 5], 90, seed=0)
+    assert len(set(drawn)) == 90
+    for first, second in drawn:
+        assert first
+        assert second
+        assert not {*first} & {*second}
+        assert {*first, *second} <= {0, 1, 3, 4, 5}
+        assert first < second
+    assert draw_groups([0, 1, 3, 4, 5], 30, seed=0) != draw_groups([0, 1, 3, 4, 5], 30, seed=1)
+    with pytest.raises(TaskError, match="there are 90 pairs of sets of 5 classes"):
+        draw_groups([0, 1, 3, 4, 5], 91, seed=0)
+
+
+def test_groups_may_be_made_to_contain_a_class() -> None:
+    with_it = {pair for pair in draw_groups(range(5), 90, seed=0) if 3 in {*pair[0], *pair[1]}}
+    assert set(draw_groups(range(5), len(with_it), seed=1, containing=[3])) == with_it
+    with pytest.raises(TaskError, match=f"there are {len(with_it)} pairs"):
+        draw_groups(range(5), len(with_it) + 1, seed=1, containing=[3])
+
+
+def test_groups_of_many_classes_are_drawn_without_listing_all() -> None:
+    drawn = draw_groups(range(77), 50, seed=0)
+    assert len(set(drawn)) == 50
+    sizes = [len(side) for pair in drawn for side in pair]
+    assert 20 < sum(sizes) / len(sizes) < 32, "each class lies in one of two sets, or in neither, with equal odds"

@@ -10,12 +10,14 @@ import pytest
 
 from raywgen.config import ConfigError, load_config
 from raywgen.tasks import TaskError, build_task
+from raywgen.tasks.networks.upper_layers import encoder_digest
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import TaskKind, ZooExecution, ZooOptimizer, ZooTasks
-from raywgen.zoo.draw import draw_tasks
+from raywgen.zoo.draw import draw_tasks, network_recipes
 from raywgen.zoo.execution import ExecutionTimes, choose_executions
 from raywgen.zoo.plan import plan_zoo
 from tests.conftest import make_zoo
+from tests.text_encoders import SIGNS, make_encoder, make_sentences
 
 COUNTS: dict[str, Any] = {"num_seen_tasks": 5, "num_validation_tasks": 2, "num_unseen_tasks": 3}
 MLP = [{"name": "mlp", "widths": [64, 8, 10]}]
@@ -193,3 +195,37 @@ def test_every_kind_of_task_trains_into_a_corpus(tasks: ZooTasks, execution: Zoo
     assert sum(end) / len(end) > sum(start) / len(start) + 0.2
     windows = corpus.windows(batch_size=4, length=1, terms=["split!=base"])
     assert windows.num_items == len(end)
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("sentences")
+    base = make_encoder(folder / "encoder")
+    return {"path": make_sentences(folder / "signs.parquet"), "base": base, "class_names": SIGNS, "first_layer": 1}
+
+
+def test_sentence_groups_recombine_classes_and_pin_the_encoder(sentences: dict[str, Any]) -> None:
+    drawn = draw_tasks(zoo("sentence-groups", **sentences))
+    assert {split: len(recipes) for split, recipes in drawn.items()} == {"seen": 5, "validation": 2, "unseen": 3}
+    groups = [str(recipe["groups"]) for recipes in drawn.values() for recipe in recipes]
+    assert len(set(groups)) == 10
+    assert {recipe["digest"] for recipes in drawn.values() for recipe in recipes} == {encoder_digest(sentences["base"])}
+
+
+def test_a_heldout_class_is_in_every_unseen_task_alone(sentences: dict[str, Any]) -> None:
+    config = dataclasses.replace(zoo("sentence-groups", **sentences, heldout_classes=[2]), num_seen_tasks=4)
+    drawn = draw_tasks(config)
+    for split, recipes in drawn.items():
+        for recipe in recipes:
+            assert any(2 in group for group in recipe["groups"]) == (split == "unseen")
+    with pytest.raises(TaskError, match="7 is none of the classes"):
+        draw_tasks(zoo("sentence-groups", **sentences, heldout_classes=[7]))
+
+
+def test_the_base_of_an_adapter_is_pinned(sentences: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(sentences["base"]).parent)
+    adapter = {"name": "lora", "base": {"name": "upper-layers", "path": "encoder"}, "rank": 2, "targets": ["query"]}
+    config = dataclasses.replace(zoo("sentence-groups", **sentences), networks=[adapter])
+    (recipe,) = network_recipes(config)
+    assert recipe["base"]["path"] == sentences["base"]
+    assert recipe["base"]["digest"] == encoder_digest(sentences["base"])

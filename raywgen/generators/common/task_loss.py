@@ -6,6 +6,7 @@ from torch import Tensor
 
 from raywgen.nn.batch_norm import Statistics, differentiable
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_logits
+from raywgen.tasks.fitted_head import fits_head, fitted_logits
 from raywgen.weights import Condition, WeightBatch
 
 BYTES_PER_VALUE = 40.0
@@ -18,6 +19,8 @@ def task_loss(
 ) -> tuple[Tensor, Tensor]:
     """Returns class-balanced cross-entropy in nats and accuracy, `(B,)` each, differentiable in the weights.
 
+    Heads that are fitted are fitted to the samples of the condition.
+
     Args:
         values_BD: Flat vectors of the batch's layout.
         batch: Its layout, module and query samples are used.
@@ -26,5 +29,10 @@ def task_loss(
     """
     judged = batch.query if samples is None else samples
     module = differentiable(batch.module, statistics)
-    logits_BSC = stacked_logits(module, batch.layout.unflatten(values_BD), judged.samples_BSF)
+    state_B = batch.layout.unflatten(values_BD)
+    if fits_head(module):
+        support = batch.condition
+        logits_BSC = fitted_logits(module, state_B, support.samples_BSF, support.labels_BS, judged.samples_BSF)
+    else:
+        logits_BSC = stacked_logits(module, state_B, judged.samples_BSF)
     return balanced_cross_entropy(logits_BSC, judged.labels_BS), balanced_accuracy(logits_BSC, judged.labels_BS)

@@ -13,6 +13,7 @@ Shape legend: O output channels, I input values that an output sees, R rank, S s
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import re
@@ -64,6 +65,8 @@ class LoRANetwork(nn.Module):
         self._scale = 1.0 if alpha is None else alpha / rank
         self._adapted = _found("targets", targets, _matrices(base))
         self._whole = _found("train_head", train_head, [name for name, _ in base.named_parameters()])
+        if self.fits_head and (missing := sorted(set(self.head_names) - set(self._whole))):
+            raise TaskError(f"train_head: the head is fitted, and '{missing[0]}' is not found; give its name, too")
         if both := sorted(set(self._adapted) & set(self._whole)):
             raise TaskError(f"'{both[0]}' is found by targets and by train_head; narrow one of them")
         for name, parameter in base.named_parameters():
@@ -81,6 +84,25 @@ class LoRANetwork(nn.Module):
             x: Inputs, as the frozen network takes them, for instance rows `(S, F)` for logits `(S, C)`.
         """
         return functional_call(self._base(), self._changed(), (x,))
+
+    @property
+    def fits_head(self) -> bool:
+        """Whether the frozen network's head is fitted to examples."""
+        return bool(getattr(self._frozen[0], "fits_head", False))
+
+    @property
+    def head_names(self) -> tuple[str, str]:
+        """Names of the weight and the bias of a head that is fitted."""
+        return self._frozen[0].head_names  # pyright: ignore[reportReturnType]
+
+    def without_head(self) -> nn.Module:
+        """Returns a network with the same factors, whose base has no head."""
+        twin = copy.copy(self)
+        head = set(self.head_names)
+        twin._whole = [name for name in self._whole if name not in head]
+        twin._modules = {name: part for name, part in self._modules.items() if f"{name}.weight" not in head}
+        twin._frozen = (self._frozen[0].without_head(),)  # pyright: ignore[reportCallIssue]
+        return twin
 
     def extra_repr(self) -> str:
         """Returns the adapted tensors and the scale in words."""

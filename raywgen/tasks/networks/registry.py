@@ -23,6 +23,7 @@ from raywgen.tasks.networks.lora import LoRANetwork, load_base
 from raywgen.tasks.networks.mlp import mlp
 from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
+from raywgen.tasks.networks.upper_layers import upper_layers
 from raywgen.tasks.networks.vit import vit_b, vit_l, vit_s, vit_ti
 from raywgen.trust import StoredRecipe, check_recipe, import_class, reading
 
@@ -32,8 +33,8 @@ INPUT_SHAPE = "input_shape"
 def lora(
     base: Mapping[str, Any],
     rank: int,
-    weights: str,
-    targets: Sequence[str],
+    weights: str = "",
+    targets: Sequence[str] = (),
     alpha: float | None = None,
     train_head: Sequence[str] = (),
 ) -> LoRANetwork:
@@ -42,7 +43,7 @@ def lora(
     Args:
         base: Recipe of the pretrained network, as `build_network` takes it.
         rank: Rank of the adapters.
-        weights: File of the base's weights, as `load_base` takes it.
+        weights: File of the base's weights, as `load_base` takes it; empty for a base that is built with its weights.
         targets: Weights to adapt, as `LoRANetwork` takes them.
         alpha: Scale of the adapters, as `LoRANetwork` takes it.
         train_head: Parameters that are trained whole, as `LoRANetwork` takes them.
@@ -53,7 +54,8 @@ def lora(
     if not isinstance(base, Mapping):
         raise TaskError(f"base={base}: give the recipe of a network, for instance {{name: cifar-resnet, depth: 20}}")
     module = build_network(base)
-    load_base(module, weights, network_name(base))
+    if weights:
+        load_base(module, weights, network_name(base))
     return LoRANetwork(module, rank, targets, alpha, train_head)
 
 
@@ -71,6 +73,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vit-l": vit_l,
     "head": Head,
     "lora": lora,
+    "upper-layers": upper_layers,
 }
 _PLAIN = re.compile(r"[\w.+-]*")
 

@@ -59,7 +59,8 @@ def test_recipes_that_build_nothing_say_why(recipe: dict[str, object], message: 
 
 def test_the_registry_names_every_network() -> None:
     vits, resnets = ["vit-ti", "vit-s", "vit-b", "vit-l"], ["cifar-resnet", "resnet50", "resnet101"]
-    assert list(NETWORKS) == ["mlp", "tiny-cnn", "tiny-cnn-rgb", "conv4", *resnets, *vits, "head", "lora"]
+    text = ["lora", "upper-layers"]
+    assert list(NETWORKS) == ["mlp", "tiny-cnn", "tiny-cnn-rgb", "conv4", *resnets, *vits, "head", *text]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""Adapters of one split of tasks by their origin, each judged with a head that is fitted to the same examples.
+
+Shape letters beyond the legend in `raywgen.weights`: T tasks, N stored adapters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raywgen.corpus import Corpus
+from raywgen.generators import GenerationRequest, Generator
+from raywgen.tasks import (
+    FitConfig,
+    FitData,
+    Recorded,
+    Task,
+    balanced_accuracy,
+    balanced_cross_entropy,
+    build_network,
+    build_task,
+    draw_few_shot,
+    fit,
+    repeat_state,
+)
+from raywgen.tasks.fitted_head import stacked_features, with_fitted_heads
+from raywgen.tasks.ridge_head import fit_ridge_head
+from raywgen.weights import Condition, KeyedNoise, Layout
+
+_CONDITION_STREAM = 3_000
+_PERCENT, _MILLISECONDS = 100.0, 1e3
+_SENTENCES_AT_ONCE = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The adapters of one origin.
+
+    Attributes:
+        accuracy_T: Balanced test accuracy of each task, in [0, 1].
+        milliseconds: CPU milliseconds that an adapter takes; 0 where none is made for a task.
+    """
+
+    accuracy_T: Tensor
+    milliseconds: float = 0.0
+
+    @property
+    def percent(self) -> float:
+        """The mean over tasks in percent."""
+        return _PERCENT * float(self.accuracy_T.mean())
+
+    @property
+    def error(self) -> float:
+        """The standard error of that mean, in percent."""
+        return _PERCENT * float(self.accuracy_T.std()) / len(self.accuracy_T) ** 0.5
+
+
+class AdapterRows:
+    """Tasks of a split with the same labelled examples for all.
+
+    Args:
+        corpus: The zoo.
+        split: `validation` or `unseen`.
+        shot: Examples of each class.
+        seed: Keys the examples.
+    """
+
+    def __init__(self, corpus: Corpus, split: str, shot: int, seed: int) -> None:
+        (network,) = corpus.networks.values()
+        self.layout: Layout = network.layout
+        self.module: nn.Module = build_network(network.recipe).eval()
+        self._corpus, self._split, self._seed, self.shot = corpus, split, seed, shot
+        facts = [task for task in corpus.tasks.values() if task.split == split]
+        self.ids = [task.task_id for task in facts]
+        self.tasks: list[Task] = [build_task(task.recipe) for task in facts]
+        self.conditions: list[Condition] = [
+            draw_few_shot([task], shot, 1, KeyedNoise(seed, torch.tensor([index]), _CONDITION_STREAM))[0]
+            for index, task in enumerate(self.tasks)
+        ]
+
+    def head(self) -> Row:
+        """Judges the features of the encoder as it is."""
+        scores = []
+        for task, condition in zip(self.tasks, self.conditions, strict=True):
+            num = task.num_condition_features
+            head = fit_ridge_head(condition.samples_BSF[..., :num], condition.labels_BS, task.num_classes)
+            scores.append(balanced_accuracy(head(task.test_x_SF[:, :num].unsqueeze(0)), task.test_y_S))
+        return Row(accuracy_T=torch.cat(scores))
+
+    def judged(self, values_TD: Tensor, milliseconds: float = 0.0) -> Row:
+        """Judges an adapter of each task."""
+        scores = [
+            self._accuracy(task, condition, values_D)
+            for task, condition, values_D in zip(self.tasks, self.conditions, values_TD, strict=True)
+        ]
+        return Row(accuracy_T=torch.stack(scores), milliseconds=milliseconds)
+
+    def one_for_all(self, values_D: Tensor) -> Row:
+        """Judges the same adapter on all tasks."""
+        return self.judged(values_D.expand(len(self.tasks), -1))
+
+    def written(self, generator: Generator, shift: int = 0) -> Row:
+        """Judges what a generator writes, one task after another, as it is used.
+
+        Args:
+            generator: The generator.
+            shift: By how many places the condition is another task's; its own examples still fit the head.
+        """
+        rows, begin = [], 0.0
+        for index in range(-1, len(self.tasks)):  # The first time pays for what a process does once.
+            if index == 0:
+                begin = time.process_time()
+            condition = self.conditions[(max(index, 0) + shift) % len(self.tasks)]
+            noise = KeyedNoise(self._seed, torch.tensor([max(index, 0)]), 0)
+            request = GenerationRequest(condition=condition, layout=self.layout, noise=noise, temperature=0.0)
+            rows.append(generator.generate(request).values_BD[0])
+        taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
+        return self.judged(torch.stack(rows[1:]), taken)
+
+    def stored(self, split: str = "train") -> tuple[Tensor, list[str]]:
+        """Returns the ends of trajectories `(N, D)` of a split, and the task of each."""
+        last = max(self._corpus.facts.column("step").to_pylist())
+        facts = self._corpus.query([f"split={split}", f"step={last}"])
+        return self._corpus.values(facts), facts.column("task_id").to_pylist()
+
+    def trained_on_all(self) -> Row:
+        """Judges the adapters that the zoo trained on all training sentences of these tasks."""
+        values_ND, ids = self.stored(self._split)
+        return self.judged(torch.stack([values_ND[ids.index(name)] for name in self.ids]))
+
+    def nearest(self) -> Row:
+        """Judges, for each task, the stored adapter whose left-out examples have the lowest loss."""
+        stored_ND, _ = self.stored()
+        begin, chosen = time.process_time(), []
+        for condition in self.conditions:
+            losses = [self._left_out_loss(condition, values_1D) for values_1D in stored_ND.split(1)]
+            chosen.append(stored_ND[int(torch.cat(losses).argmin())])
+        taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
+        return self.judged(torch.stack(chosen), taken)
+
+    def gradient(self, start_D: Tensor, rates: Sequence[float], steps: Sequence[int]) -> dict[tuple[float, int], Row]:
+        """Trains adapter and head on the examples alone, and judges them by rate and number of steps."""
+        return {(rate, num): self._gradient(start_D, rate, num) for rate in rates for num in steps}
+
+    def _gradient(self, start_D: Tensor, rate: float, num_steps: int) -> Row:
+        config = FitConfig(learning_rate=rate, num_steps=num_steps, batch_size=32, loss="balanced", schedule="cosine")
+        start = Recorded(step=0, state_N=repeat_state(self.layout.unflatten(start_D), 1))
+        begin, values = time.process_time(), []
+        for index, condition in enumerate(self.conditions):
+            data = FitData(x=condition.samples_BSF[0], labels_NS=condition.labels_BS)
+            (end,) = fit(
+                self.module, start, data, config, order_seeds=[index], record_steps=[num_steps], execution="sequential"
+            )
+            values.append(self.layout.flatten({name: part[0] for name, part in end.state_N.items()}))
+        taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
+        return self.judged(torch.stack(values), taken)
+
+    @torch.no_grad()
+    def _left_out_loss(self, condition: Condition, values_1D: Tensor) -> Tensor:
+        _, logits = with_fitted_heads(self.module, self.layout, values_1D, condition.samples_BSF, condition.labels_BS)
+        return balanced_cross_entropy(logits, condition.labels_BS)
+
+    @torch.no_grad()
+    def _accuracy(self, task: Task, condition: Condition, values_D: Tensor) -> Tensor:
+        state = self.layout.unflatten(values_D.unsqueeze(0))
+        support_1SE = stacked_features(self.module, state, condition.samples_BSF)
+        head = fit_ridge_head(support_1SE, condition.labels_BS, task.num_classes)
+        parts = task.test_x_SF.split(_SENTENCES_AT_ONCE)
+        outputs = torch.cat([head(stacked_features(self.module, state, part)) for part in parts], dim=1)
+        return balanced_accuracy(outputs, task.test_y_S)[0]

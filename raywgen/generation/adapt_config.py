@@ -1,0 +1,82 @@
+"""Settings of the generation of weights from labelled examples, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raywgen.nn.devices import Device
+from raywgen.tasks.standing import Standing
+
+
+@dataclass(kw_only=True)
+class AdaptConfig:
+    """Settings of the generation of weights from a new task's labelled examples.
+
+    Attributes:
+        generator: Run folder or bundle of a generator that was trained on such tasks.
+        support: Labelled examples: a Parquet file, glob or `hf://` name of images with labels, a folder of class
+            folders, an `.npz` file with arrays `x` (samples first) and `y`, or a Parquet file with such columns. For
+            adapters of a text encoder a Parquet file with the columns `sentence` and `label`.
+        out: The `.safetensors` file to write; a `.json` beside it says what it is. For adapters of a text encoder the
+            folder, as the PEFT library loads it.
+        instruction: The task in words, for adapters of a text encoder; by default a question with the classes' names.
+        test: Labelled sentences that nothing is chosen by, on which the adapter is judged, too.
+        best_of: Adapters of a text encoder that are generated, of which that with the lowest loss on the examples is
+            kept, each example left out in turn.
+        policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`, for a
+            generator that has learned several.
+        temperature: Temperature of the noise that generation starts from; 0 generates the same network every time.
+        seed: Keys the noise.
+        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+    """
+
+    generator: str = "runs/mcdi"
+    support: str = ""
+    out: str = "adapted.safetensors"
+    instruction: str = ""
+    test: str = ""
+    best_of: int = 1
+    policy: str = ""
+    temperature: float = 0.0
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be at least 0")
+        if self.best_of < 1 or (self.best_of > 1 and self.temperature == 0):
+            raise ValueError(
+                f"best_of={self.best_of}: give 1, or more with a temperature above 0, at which they differ"
+            )
+        if not self.support:
+            raise ValueError("support is empty: name the new task's labelled examples, for instance support=examples/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """Facts about the generated weights.
+
+    Attributes:
+        path: The file that holds them.
+        num_values: Number of values in it.
+        classes: Names of the outputs, in order.
+        num_examples: Number of labelled examples.
+        encode_ms: Milliseconds that the encoder took; 0 without one.
+        generate_ms: Milliseconds of generation alone.
+        on_examples: Accuracy of the network on the examples, beside chance; None where nothing says how to build it.
+            Where a head is fitted to them, each is judged by the head of all others.
+        head_alone: The same of a head on the text encoder as it is; None for other networks.
+        on_test: Accuracy of the network on the sentences of `test`; None without.
+        head_alone_on_test: That of the head on the text encoder as it is.
+    """
+
+    path: str
+    num_values: int
+    classes: tuple[str, ...]
+    num_examples: int
+    encode_ms: float
+    generate_ms: float
+    on_examples: Standing | None
+    head_alone: Standing | None = None
+    on_test: Standing | None = None
+    head_alone_on_test: Standing | None = None

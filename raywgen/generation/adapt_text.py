@@ -1,0 +1,127 @@
+"""Writes an adapter of a text encoder for a user's own labelled sentences."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raywgen.files import write_text
+from raywgen.generation.adapt_config import AdaptConfig, Adapted
+from raywgen.generation.best import candidate_logits, generate_best
+from raywgen.generation.conditions import make_condition
+from raywgen.generation.fill import TrainedGenerator
+from raywgen.generation.judge import remedies, warn_of_chance
+from raywgen.tasks import build_network
+from raywgen.tasks.networks.text_adapter import HEAD, text_adapter
+from raywgen.tasks.ridge_head import RidgeHead, fit_ridge_head
+from raywgen.tasks.sentence_form import SentenceForm
+from raywgen.tasks.sentence_tasks import question
+from raywgen.tasks.standing import Standing, standing
+from raywgen.tasks.text_datasets import TextData, load_texts
+from raywgen.tasks.user_data import ConditionError
+from raywgen.trust import reading
+from raywgen.weights.adapters import write_adapter
+
+FACTS = "adapted.json"
+_MILLISECONDS = 1e3
+
+
+def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceForm) -> Adapted:
+    """Writes a folder with an adapter as the PEFT library loads it, its head, and what is known of it.
+
+    Raises:
+        TaskError: Sentences or the text encoder cannot be read, or the encoder has changed.
+        ConditionError: There are not at least two classes with two sentences each, or more than the generator knows.
+        WeightsError: The folder cannot be written.
+
+    Warns:
+        ChanceWarning: The network answers the examples, each left out in turn, no better than chance.
+    """
+    generator = trained.generator
+    data = load_texts(config.support)
+    labels_S, num_classes = _checked_labels(data, config.support)
+    instruction = config.instruction or question([[name] for name in data.class_names])
+    with reading(config.generator):
+        begin = time.perf_counter()
+        samples_SF = form.samples(data.sentences)
+    encoded = time.perf_counter()
+    condition = make_condition(generator, instruction, (samples_SF, labels_S), config.policy)
+    (layout,) = generator.layouts
+    with reading(config.generator):
+        module = build_network(form.network).eval()
+    drawn: dict[str, Any] = {"temperature": config.temperature, "seed": config.seed}
+    generate_best(generator, condition, layout, module, best_of=config.best_of, **drawn)  # It pays for set-up.
+    started = time.perf_counter()
+    best = generate_best(generator, condition, layout, module, best_of=config.best_of, **drawn)
+    taken = time.perf_counter() - started
+    alone = fit_ridge_head(_features(generator.data.num_features, samples_SF), labels_S.unsqueeze(0), num_classes)
+    judged: dict[str, Standing | None] = {
+        "on_examples": standing(best.logits_BSC[0], labels_S, config.best_of),
+        "head_alone": standing(alone.left_out_BSC[0], labels_S),
+        "on_test": None,
+        "head_alone_on_test": None,
+    }
+    if config.test:
+        test = load_texts(config.test)
+        test_SF = form.samples(test.sentences)
+        logits = candidate_logits(module, layout, best.values_BD, test_SF.unsqueeze(0))[0]
+        judged["on_test"] = standing(logits, test.labels)
+        judged["head_alone_on_test"] = standing(_outputs(alone, generator.data.num_features, test_SF), test.labels)
+    adapter, head = text_adapter(form.network, layout.unflatten(best.values_BD[0]))
+    folder = write_adapter(adapter, config.out)
+    save_file({name: tensor.contiguous() for name, tensor in head.items()}, folder / HEAD, {"format": "pt"})
+    _write_facts(folder, config, data, instruction, judged)
+    own = judged["on_examples"]
+    assert own is not None
+    warn_of_chance(config.out, own, remedies(generator, config.best_of, is_known=True, adapted=True))
+    return Adapted(
+        path=config.out,
+        num_values=layout.num_values,
+        classes=data.class_names,
+        num_examples=len(labels_S),
+        encode_ms=_MILLISECONDS * (encoded - begin),
+        generate_ms=_MILLISECONDS * taken,
+        **judged,
+    )
+
+
+def _checked_labels(data: TextData, path: str) -> tuple[Tensor, int]:
+    """Returns labels from 0 without a gap, and the number of classes."""
+    present, counts = data.labels.unique(return_counts=True)
+    if present.tolist() != list(range(len(present))):
+        raise ConditionError(f"{path}: labels are {present.tolist()}; number the classes from 0 without a gap")
+    if len(present) < 2 or int(counts.min()) < 2:
+        raise ConditionError(
+            f"{path}: its classes have {counts.tolist()} sentences; give two classes or more with two sentences each, "
+            "so that one can be left out"
+        )
+    return data.labels, len(present)
+
+
+def _features(num: int, samples_SF: Tensor) -> Tensor:
+    return samples_SF[:, :num].unsqueeze(0)
+
+
+def _outputs(head: RidgeHead, num: int, samples_SF: Tensor) -> Tensor:
+    return head(_features(num, samples_SF))[0]
+
+
+def _write_facts(
+    folder: Path, config: AdaptConfig, data: TextData, instruction: str, judged: Mapping[str, Standing | None]
+) -> None:
+    facts: dict[str, Any] = {
+        "generator": config.generator,
+        "instruction": instruction,
+        "classes": list(data.class_names),
+        "num_examples": len(data.labels),
+        "policy": config.policy,
+    }
+    facts |= {name: asdict(one) | {"verdict": one.verdict} for name, one in judged.items() if one is not None}
+    write_text(folder / FACTS, json.dumps(facts, indent=1))

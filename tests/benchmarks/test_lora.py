@@ -1,0 +1,87 @@
+"""`lora` on a small encoder with random values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raywgen.benchmarks.lora import LoRAConfig, measure
+from raywgen.benchmarks.lora_rows import AdapterRows
+from raywgen.benchmarks.trained import trained_zoo
+from tests.text_encoders import SIGNS, make_encoder, make_sentences
+
+ROWS = ("head", "average", "nearest", "gradient", "gradient_all", "shared", "hypernetwork", "igpg", "shuffled")
+RUN = ["num_condition_samples=8", "num_query_samples=8", "precision=fp32", "generator.task_loss.num_steps=3"]
+
+
+def small(folder: Path) -> LoRAConfig:
+    base = make_encoder(folder / "encoder")
+    network = (
+        f"networks=[{{name: lora, base: {{name: upper-layers, path: '{base}', first_layer: 1, num_classes: 2, "
+        "head: fitted}, rank: 2, targets: [query], train_head: [classifier]}]"
+    )
+    tasks = [f"tasks.base={base}", "tasks.first_layer=1", "tasks.max_tokens=8", "tasks.limit=null"]
+    counts = ["num_seen_tasks=4", "num_validation_tasks=2", "num_unseen_tasks=3", "num_condition_samples=8"]
+    return LoRAConfig(
+        data=make_sentences(folder / "signs.parquet"),
+        classes=[0, 1, 2, 3],
+        class_names=SIGNS,
+        methods=["hypernetwork", "igpg"],
+        shots=[4],
+        rates=[1e-2],
+        steps=[2, 4],
+        zoo=[network, *tasks, *counts, "num_steps=10", "checkpoint_steps=[5,10]", "tasks.test_limit=null"],
+        hypernetwork=RUN,
+        shared=[],
+        igpg=[*RUN, "generator.tokenizer.num_steps=3", "generator.prior.num_steps=3", "generator.prior.width=16"],
+        out=str(folder / "out"),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lora")
+
+
+@pytest.mark.slow
+def test_every_row_is_judged_on_the_same_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYWGEN_CACHE", str(folder / "cache"))
+    figures, conditions = measure(small(folder))
+    assert set(figures) == {f"{prefix}{name}_4" for name in ROWS for prefix in ("", "ms_")}
+    assert all(0 <= figures[f"{name}_4"] <= 100 for name in ROWS)
+    assert all(figures[f"ms_{name}_4"] > 0 for name in ("nearest", "gradient", "hypernetwork", "igpg", "shuffled"))
+    (details,) = conditions["each"]
+    assert details["gradient"]["rate"] == 1e-2
+    assert details["gradient"]["steps"] in (2, 4)
+    gain, _ = details["paired_differences"]["igpg - shared"]
+    assert gain == pytest.approx(figures["igpg_4"] - figures["shared_4"], abs=0.01)
+
+
+def test_examples_are_the_same_for_all_and_none_is_a_test_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYWGEN_CACHE", str(folder / "cache"))
+    corpus = trained_zoo(str(folder / "here"), small(folder).zoo_of(0), distributed=False)
+    one, other = (AdapterRows(corpus, "unseen", 4, 0) for _ in range(2))
+    for condition, same, task in zip(one.conditions, other.conditions, one.tasks, strict=True):
+        assert condition.labels_BS.tolist() == [[0] * 4 + [1] * 4]
+        assert bool((condition.samples_BSF == same.samples_BSF).all())
+        assert task.train_inputs.rows_S is not None
+        assert task.test_inputs.rows_S is not None
+        assert not {*task.train_inputs.rows_S.tolist()} & {*task.test_inputs.rows_S.tolist()}
+    stored_ND, ids = one.stored()
+    assert len(stored_ND) == 4
+    assert not {*ids} & {*one.ids}
+    base_D = corpus.base_values(next(iter(corpus.networks)))
+    assert base_D is not None
+    # B of a start is zero, so its adapter changes nothing, and the head is that on the encoder as it is.
+    assert one.one_for_all(base_D).percent == pytest.approx(one.head().percent, abs=1e-4)
+    assert one.trained_on_all().percent >= one.head().percent
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match="data: give a Parquet file of sentences"):
+        LoRAConfig()
+    with pytest.raises(ValueError, match=r"methods=\['vae'\]: give some of hypernetwork"):
+        LoRAConfig(data="a.parquet", methods=["vae"])
