@@ -25,13 +25,12 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, pstdev
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from raywgen.benchmarks.lora_rows import AdapterRows, Row
 from raywgen.benchmarks.recipes import SeededConfig, folder_of, over_seeds
+from raywgen.benchmarks.shared_network import SharedNetwork
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
@@ -130,12 +129,10 @@ def _trained(config: LoRAConfig, root: str, corpus: Corpus, seed: int) -> dict[s
     """Trains the generators and the shared adapter, or finds them trained."""
     runs: dict[str, TrainConfig] = {}
     for name in [*config.methods, "shared"]:
-        recipe = "hypernetwork" if name == "shared" else name
         given = [f"corpus={corpus.location}", f"seed={seed}", *getattr(config, name)]
+        path = SHIPPED / name / _RECIPE
         if name == "shared":
             path, given = None, [*_shared_settings(config, seed, corpus), *given]
-        else:
-            path = SHIPPED / recipe / _RECIPE
         run = load_config(TrainConfig, path, given)
         out = folder_of(root, name, asdict(run) | {"out": ""})
         runs[name] = load_config(TrainConfig, path, [*given, f"out={out}"])
@@ -161,7 +158,8 @@ def _rows(
 ) -> tuple[dict[str, Row], dict[str, float]]:
     """Judges every row on the unseen tasks; returns the rate and the steps of gradient training, too."""
     unseen, validation = (AdapterRows(corpus, split, shot, seed) for split in ("unseen", "validation"))
-    stored_ND, _ = unseen.stored()
+    (stored_ND, _), shared = unseen.stored(), generators["shared"]
+    assert isinstance(shared, SharedNetwork)
     (layout_id,) = corpus.networks
     start_D = corpus.base_values(layout_id)
     assert start_D is not None, "the recipe's networks share their start"
@@ -173,18 +171,12 @@ def _rows(
         "nearest": unseen.nearest(),
         "gradient": unseen.gradient(start_D, [rate], [steps])[rate, steps],
         "gradient_all": unseen.trained_on_all(),
-        "shared": unseen.one_for_all(_shared_values(generators["shared"], unseen)),
+        "shared": unseen.one_for_all(shared.network(unseen.layout).detach()),
     }
     rows |= {name: unseen.written(generators[name]) for name in config.methods}
     best = max(config.methods, key=lambda name: validation.written(generators[name]).percent)
     rows["shuffled"] = unseen.written(generators[best], shift=1)
     return rows, {"rate": rate, "steps": steps}
-
-
-def _shared_values(generator: Generator, rows: AdapterRows) -> Tensor:
-    network = generator.network(rows.layout)  # pyright: ignore[reportCallIssue]
-    assert isinstance(network, torch.Tensor)
-    return network.detach()
 
 
 def _spreads(rows: Mapping[str, Row]) -> dict[str, Any]:

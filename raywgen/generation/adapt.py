@@ -20,7 +20,7 @@ from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
 from raywgen.generators.common.denoisers import is_head
 from raywgen.nn.devices import say_device
-from raywgen.out_folder import local_file
+from raywgen.out_folder import local_file, local_out
 from raywgen.tasks import build_network
 from raywgen.tasks.user_data import ConditionError, read_data
 from raywgen.trust import entry_point
@@ -46,16 +46,17 @@ def adapt(config: AdaptConfig) -> Adapted:
     Warns:
         ChanceWarning: The network answers the examples no better than chance.
     """
-    local_file(config.out, AdaptConfig.out, "raywgen adapt")
     trained = load(config.generator, device=config.device)
     say_device(f"{config.out}: generates", config.device, trained.generator.device)
     if trained.sentences is not None:
+        local_out(config.out, "adapter", "raywgen adapt")
         return adapt_text(config, trained, trained.sentences)
     if config.instruction or config.test or config.best_of > 1:
         raise ConditionError(
             "instruction, test and best_of are of adapters of a text encoder; this generator adapts by examples alone, "
             "so leave them out"
         )
+    local_file(config.out, AdaptConfig.out, "raywgen adapt")
     samples, labels_S, classes = read_support(config.support, trained)
     layout = support_layout(trained, len(classes))
     recipe = _head_recipe(trained, len(classes))

@@ -9,9 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from raywgen.files import write_text
 from raywgen.generation.adapt_config import AdaptConfig, Adapted
 from raywgen.generation.best import candidate_logits, generate_best
@@ -20,13 +17,14 @@ from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.judge import remedies, warn_of_chance
 from raywgen.tasks import build_network
 from raywgen.tasks.networks.text_adapter import HEAD, text_adapter
-from raywgen.tasks.ridge_head import RidgeHead, fit_ridge_head
+from raywgen.tasks.ridge_head import fit_ridge_head
 from raywgen.tasks.sentence_form import SentenceForm
 from raywgen.tasks.sentence_tasks import question
 from raywgen.tasks.standing import Standing, standing
 from raywgen.tasks.text_datasets import TextData, load_texts
 from raywgen.tasks.user_data import ConditionError
 from raywgen.trust import reading
+from raywgen.weights import save_state_dict
 from raywgen.weights.adapters import write_adapter
 
 FACTS = "adapted.json"
@@ -46,7 +44,8 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
     """
     generator = trained.generator
     data = load_texts(config.support)
-    labels_S, num_classes = _checked_labels(data, config.support)
+    labels_S, num_classes = data.labels, _num_classes(data, config.support)
+    test = _test_sentences(config.test, num_classes)
     instruction = config.instruction or question([[name] for name in data.class_names])
     with reading(config.generator):
         begin = time.perf_counter()
@@ -61,25 +60,19 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
     started = time.perf_counter()
     best = generate_best(generator, condition, layout, module, best_of=config.best_of, **drawn)
     taken = time.perf_counter() - started
-    alone = fit_ridge_head(_features(generator.data.num_features, samples_SF), labels_S.unsqueeze(0), num_classes)
-    judged: dict[str, Standing | None] = {
-        "on_examples": standing(best.logits_BSC[0], labels_S, config.best_of),
-        "head_alone": standing(alone.left_out_BSC[0], labels_S),
-        "on_test": None,
-        "head_alone_on_test": None,
-    }
-    if config.test:
-        test = load_texts(config.test)
-        test_SF = form.samples(test.sentences)
-        logits = candidate_logits(module, layout, best.values_BD, test_SF.unsqueeze(0))[0]
-        judged["on_test"] = standing(logits, test.labels)
-        judged["head_alone_on_test"] = standing(_outputs(alone, generator.data.num_features, test_SF), test.labels)
+    num = generator.data.num_features
+    alone = fit_ridge_head(samples_SF[None, :, :num], labels_S[None], num_classes)
+    own = standing(best.logits_BSC[0], labels_S, config.best_of)
+    judged = {"on_examples": own, "head_alone": standing(alone.left_out_BSC[0], labels_S)}
+    if test is not None:
+        test_1SF = form.samples(test.sentences).unsqueeze(0)
+        logits_SC = candidate_logits(module, layout, best.values_BD, test_1SF)[0]
+        judged["on_test"] = standing(logits_SC, test.labels)
+        judged["head_alone_on_test"] = standing(alone(test_1SF[..., :num])[0], test.labels)
     adapter, head = text_adapter(form.network, layout.unflatten(best.values_BD[0]))
     folder = write_adapter(adapter, config.out)
-    save_file({name: tensor.contiguous() for name, tensor in head.items()}, folder / HEAD, {"format": "pt"})
+    save_state_dict(head, folder / HEAD, {"format": "pt"})
     _write_facts(folder, config, data, instruction, judged)
-    own = judged["on_examples"]
-    assert own is not None
     warn_of_chance(config.out, own, remedies(generator, config.best_of, is_known=True, adapted=True))
     return Adapted(
         path=config.out,
@@ -92,8 +85,8 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
     )
 
 
-def _checked_labels(data: TextData, path: str) -> tuple[Tensor, int]:
-    """Returns labels from 0 without a gap, and the number of classes."""
+def _num_classes(data: TextData, path: str) -> int:
+    """Counts the classes of the examples, which must be numbered from 0 without a gap."""
     present, counts = data.labels.unique(return_counts=True)
     if present.tolist() != list(range(len(present))):
         raise ConditionError(f"{path}: labels are {present.tolist()}; number the classes from 0 without a gap")
@@ -102,19 +95,21 @@ def _checked_labels(data: TextData, path: str) -> tuple[Tensor, int]:
             f"{path}: its classes have {counts.tolist()} sentences; give two classes or more with two sentences each, "
             "so that one can be left out"
         )
-    return data.labels, len(present)
+    return len(present)
 
 
-def _features(num: int, samples_SF: Tensor) -> Tensor:
-    return samples_SF[:, :num].unsqueeze(0)
-
-
-def _outputs(head: RidgeHead, num: int, samples_SF: Tensor) -> Tensor:
-    return head(_features(num, samples_SF))[0]
+def _test_sentences(path: str, num_classes: int) -> TextData | None:
+    """Reads the sentences of `test`, if any, whose classes must be those of the examples."""
+    if not path:
+        return None
+    test = load_texts(path)
+    if (largest := int(test.labels.max())) >= num_classes:
+        raise ConditionError(f"{path}: label {largest} is no class of the examples, which have 0 to {num_classes - 1}")
+    return test
 
 
 def _write_facts(
-    folder: Path, config: AdaptConfig, data: TextData, instruction: str, judged: Mapping[str, Standing | None]
+    folder: Path, config: AdaptConfig, data: TextData, instruction: str, judged: Mapping[str, Standing]
 ) -> None:
     facts: dict[str, Any] = {
         "generator": config.generator,
@@ -123,5 +118,5 @@ def _write_facts(
         "num_examples": len(data.labels),
         "policy": config.policy,
     }
-    facts |= {name: asdict(one) | {"verdict": one.verdict} for name, one in judged.items() if one is not None}
+    facts |= {name: asdict(one) | {"verdict": one.verdict} for name, one in judged.items()}
     write_text(folder / FACTS, json.dumps(facts, indent=1))

@@ -26,6 +26,8 @@ from raywgen.weights.files import load_state_dict, save_state_dict
 from raywgen.weights.tensors import StateDict
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_ALPHA = 8
+"""Where a config says none, as in PEFT."""
 _PREFIX = "base_model.model."
 _PLAIN = re.compile(r"[\w.]+")
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
@@ -79,9 +81,11 @@ def write_adapter(adapter: LoRAAdapter, folder: str | Path) -> Path:
         WeightsError: The disk is full, or the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     save_state_dict(adapter_tensors(adapter), folder / TENSORS, {"format": "pt"})
-    write_text(folder / CONFIG, adapter_config(adapter))
+    try:
+        write_text(folder / CONFIG, adapter_config(adapter))
+    except OSError as error:
+        raise WeightsError(f"cannot write {folder / CONFIG}: {error.strerror or error}") from error
     return folder
 
 
@@ -145,8 +149,13 @@ def read_adapter(folder: str | Path) -> LoRAAdapter:
         else:
             whole[name] = tensor
     for name, pair in pairs.items():
-        if set(pair) != {"A", "B"} or len(pair["A"]) != pair["B"].shape[1]:
-            raise AdapterError(f"{folder / TENSORS}: '{name}' has no two factors of one rank; write the adapter again")
+        dims = {part.dim() for part in pair.values()}
+        if set(pair) != {"A", "B"} or dims != {2} or len(pair["A"]) != pair["B"].shape[1]:
+            raise AdapterError(
+                f"{folder / TENSORS}: '{name}' has no two matrices of one rank; give an adapter of linear layers"
+            )
+    if not pairs:
+        raise AdapterError(f"{folder / TENSORS} holds no factors of LoRA; write the adapter again")
     return LoRAAdapter(
         factors={name: (pair["A"], pair["B"]) for name, pair in pairs.items()},
         scales={name: _scale(config, name, len(pair["A"])) for name, pair in pairs.items()},
@@ -255,12 +264,14 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     PEFT takes the keys of `alpha_pattern` for regular expressions of the ends of names. As a folder is data, and an
     expression may take for ever, they are read as names here.
     """
-    alpha = float(config.get("lora_alpha") or rank)
-    for pattern, other in (config.get("alpha_pattern") or {}).items():
+    alpha, patterns = config.get("lora_alpha", _ALPHA), config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(isinstance(one, int | float) for one in (alpha, *patterns.values())):
+        raise AdapterError(f"{CONFIG}: lora_alpha={alpha}, alpha_pattern={patterns} are no numbers; write it again")
+    for pattern, other in patterns.items():
         plain = str(pattern).replace("\\.", ".")
         if not _PLAIN.fullmatch(plain):
             raise AdapterError(f"alpha_pattern '{pattern}' is no name of a module; write out the names that it finds")
         if f".{name}".endswith(f".{plain}"):
-            alpha = float(other)
+            alpha = other
             break
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from raywgen.cli import app
 from raywgen.corpus import Corpus
 from raywgen.generation import AdaptConfig, adapt, load
+from raywgen.out_folder import OutError
 from raywgen.tasks import TaskError, balanced_accuracy, build_network
 from raywgen.tasks.networks.text_adapter import HEAD
 from raywgen.tasks.networks.upper_layers import encoder_digest
@@ -89,6 +90,25 @@ def test_the_command_prints_all_of_it(run: str, support: str, tmp_path: Path) ->
     ):
         assert line in result.output
     assert (tmp_path / "out" / "adapter_config.json").is_file()
+    again = CliRunner().invoke(app, [*arguments, "temperature=0.5"])
+    assert again.exit_code == 0, "its own folder is written anew"
+
+
+def test_a_test_sentence_of_an_unknown_class_is_refused_before_anything_is_written(
+    run: str, support: str, tmp_path: Path
+) -> None:
+    test = write(tmp_path / "test.parquet", [0, 1, 2])
+    with pytest.raises(ConditionError, match="label 2 is no class of the examples, which have 0 to 1"):
+        adapt(AdaptConfig(generator=run, support=support, test=test, out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_current_folder_is_not_filled(
+    run: str, support: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutError, match="the current folder"):
+        adapt(AdaptConfig(generator=run, support=support, out="."))
 
 
 @pytest.mark.parametrize(

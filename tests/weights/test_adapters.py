@@ -120,6 +120,17 @@ def test_other_scales_and_ranks_are_read_and_written(settings: dict[str, Any], t
     assert torch.allclose(output(model.eval()), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [None, 0])
+def test_a_config_without_a_scale_or_with_none_is_read_as_peft_reads_it(alpha: int | None, tmp_path: Path) -> None:
+    peft_folder("encoder", tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config.pop("lora_alpha")
+    (tmp_path / CONFIG).write_text(json.dumps(config if alpha is None else config | {"lora_alpha": alpha}))
+    wanted = output(peft.PeftModel.from_pretrained(built("encoder"), tmp_path).eval())
+    with inject(built("encoder"), tmp_path) as module:
+        assert torch.allclose(output(module), wanted, atol=1e-5)
+
+
 def test_half_precision_is_kept(tmp_path: Path) -> None:
     peft_folder("encoder", tmp_path)
     module = built("encoder").to(torch.bfloat16)
@@ -139,6 +150,8 @@ def test_half_precision_is_kept(tmp_path: Path) -> None:
         ({"use_dora": True}, "is LORA with use_dora; plain"),
         ({"bias": "all"}, "adapts biases too"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "is no name of a module; write out the names"),
+        ({"lora_alpha": "many"}, "lora_alpha=many, .* are no numbers"),
+        ({"alpha_pattern": ["query"]}, "are no numbers"),
     ],
 )
 def test_adapters_of_other_kinds_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -160,7 +173,10 @@ def test_damaged_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="PEFT finds no tensor by the name"):
         read_adapter(tmp_path)
     save_state_dict({first: tensors[first]}, tmp_path / TENSORS, {})
-    with pytest.raises(AdapterError, match="has no two factors of one rank"):
+    with pytest.raises(AdapterError, match="has no two matrices of one rank"):
+        read_adapter(tmp_path)
+    save_state_dict({"base_model.model.classifier.weight": torch.ones(3, 16)}, tmp_path / TENSORS, {})
+    with pytest.raises(AdapterError, match="holds no factors of LoRA"):
         read_adapter(tmp_path)
     (tmp_path / CONFIG).write_text("{")
     with pytest.raises(AdapterError, match="cannot be read"):

@@ -1,7 +1,7 @@
 """The upper layers of a pretrained text model, from the hidden states below them to a sentence's features or logits.
 
 What lies below is frozen and the same for all tasks, so it is computed once for each sentence (`raywgen.tasks.
-lower_layers`). Names of tensors are those of transformers, with the numbers that layers have in the whole model, so
+sentence_tasks`). Names of tensors are those of transformers, with the numbers that layers have in the whole model, so
 that adapters of them are adapters of the whole model.
 
 Shape legend: S sentences, T tokens, H width of the encoder, C classes.
