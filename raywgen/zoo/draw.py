@@ -9,7 +9,7 @@ from raywgen.locations import absolute
 from raywgen.tasks import TaskError, draw_subset_tasks
 from raywgen.tasks.encoders import encoder_kind
 from raywgen.tasks.image_tasks import DIGITS, num_classes
-from raywgen.tasks.networks.upper_layers import PACKAGED, encoder_digest
+from raywgen.tasks.networks.text_models import PACKAGED, encoder_digest
 from raywgen.tasks.subsets import draw_groups, draw_subsets
 from raywgen.tasks.text_tasks import num_text_classes
 from raywgen.trust import HUB

@@ -20,7 +20,7 @@ from raywgen.generation import AdaptConfig, adapt, load
 from raywgen.out_folder import OutError
 from raywgen.tasks import TaskError, balanced_accuracy, build_network
 from raywgen.tasks.networks.text_adapter import HEAD
-from raywgen.tasks.networks.upper_layers import encoder_digest
+from raywgen.tasks.networks.text_models import encoder_digest
 from raywgen.tasks.ridge_head import fit_ridge_head
 from raywgen.tasks.user_data import ConditionError
 from raywgen.weights.adapters import read_adapter

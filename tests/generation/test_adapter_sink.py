@@ -17,7 +17,8 @@ from raywgen.generators.settings import StageConfig
 from raywgen.tasks import balanced_accuracy, build_network, build_task
 from raywgen.tasks.fitted_head import with_fitted_heads
 from raywgen.tasks.networks.text_adapter import HEAD
-from raywgen.tasks.networks.upper_layers import load_encoder_model, load_tokenizer, mean_feature
+from raywgen.tasks.networks.text_models import load_encoder_model, load_tokenizer
+from raywgen.tasks.networks.upper_layers import mean_feature
 from raywgen.training import TrainConfig, launch
 from raywgen.weights.adapters import AdapterError, read_adapter
 from raywgen.zoo import ZooConfig

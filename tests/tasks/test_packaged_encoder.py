@@ -10,7 +10,8 @@ import torch
 
 from raywgen.tasks import build_network
 from raywgen.tasks.networks.text_adapter import text_adapter
-from raywgen.tasks.networks.upper_layers import load_encoder_model, load_tokenizer, mean_feature
+from raywgen.tasks.networks.text_models import load_encoder_model, load_tokenizer
+from raywgen.tasks.networks.upper_layers import mean_feature
 from raywgen.tasks.sentence_tasks import encode_sentences
 from raywgen.weights.adapters import inject, write_adapter
 

@@ -11,13 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raywgen.tasks import Task, TaskError, build_network, build_task, stacked_logits
-from raywgen.tasks.networks.upper_layers import (
-    UpperLayers,
+from raywgen.tasks.networks.text_models import (
     encoder_digest,
     load_encoder_model,
     load_tokenizer,
-    mean_feature,
 )
+from raywgen.tasks.networks.upper_layers import UpperLayers, mean_feature
 from tests.text_encoders import NUM_LAYERS, SIGNS, WIDTH, make_encoder, make_sentences
 
 TOKENS = 8

@@ -10,7 +10,7 @@ import pytest
 
 from raywgen.config import ConfigError, load_config
 from raywgen.tasks import TaskError, build_task
-from raywgen.tasks.networks.upper_layers import encoder_digest
+from raywgen.tasks.networks.text_models import encoder_digest
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import TaskKind, ZooExecution, ZooOptimizer, ZooTasks
 from raywgen.zoo.draw import draw_tasks, network_recipes

