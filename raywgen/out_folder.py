@@ -83,6 +83,17 @@ def local_file(out: str | Path, example: str, what: str) -> str:
     return text
 
 
+def local_path(out: str | Path, example: str, what: str) -> str:
+    """Returns the local path of a command's results before anything tells if it is a file or a folder.
+
+    Raises:
+        OutError: It is empty, a URI, the current folder, `/` or a home folder.
+    """
+    text = _local(str(out), example, what, "out")
+    _check_place(text, Path(text), example, "out")
+    return text
+
+
 def _local(text: str, example: str, what: str, key: str) -> str:
     if not text.strip():
         raise OutError(f"{key} is empty; name a path, such as {key}={example}")
@@ -94,6 +105,12 @@ def _local(text: str, example: str, what: str, key: str) -> str:
 
 
 def _check_path(text: str, path: Path, example: str, key: str = "out") -> None:
+    _check_place(text, path, example, key)
+    if path.is_file():
+        raise OutError(f"{key}={text} is a file; name a folder, such as {key}={example}")
+
+
+def _check_place(text: str, path: Path, example: str, key: str) -> None:
     places = {
         "the current folder": _place(Path.cwd),
         "the root of the file system": Path("/"),
@@ -103,8 +120,6 @@ def _check_path(text: str, path: Path, example: str, key: str = "out") -> None:
         if place is not None and path.resolve() == place.resolve():
             raise OutError(f"{key}={text} is {name}; name a folder of its own, such as {key}={example}")
     _check_tilde(text, key)
-    if path.is_file():
-        raise OutError(f"{key}={text} is a file; name a folder, such as {key}={example}")
 
 
 def _check_tilde(text: str, key: str) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from raywgen import out_folder
 from raywgen.benchmarks.run import run
 from raywgen.cli import app
-from raywgen.out_folder import OutError, checked_out, local_file, local_out
+from raywgen.out_folder import OutError, checked_out, local_file, local_out, local_path
 from raywgen.storage import Storage, StorageError
 
 
@@ -109,6 +109,16 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         local_file("~/head.safetensors", "head.safetensors", "adapt")
 
 
+def test_a_path_may_be_a_file_or_a_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "head.safetensors").touch()
+    for path in (tmp_path, tmp_path / "head.safetensors", tmp_path / "new"):
+        assert local_path(path, "a", "adapt") == str(path)
+    monkeypatch.chdir(tmp_path)
+    for out, message in ((".", "is the current folder"), ("s3://bucket/a", "is a URI"), ("~/a", "begins with ~")):
+        with pytest.raises(OutError, match=message):
+            local_path(out, "a", "adapt")
+
+
 COMMANDS = {
     command: command.split()
     for command in (
@@ -138,7 +148,7 @@ COMMANDS = {
         "zoo train out=OUT",
     )
 }
-FILES = ("adapt", "retrieve", "select", "statistics")
+FILES = ("retrieve", "select", "statistics")  # `adapt` writes either, and only its generator tells which.
 
 
 def refusal(command: list[str], out: str) -> str:

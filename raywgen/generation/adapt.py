@@ -20,7 +20,7 @@ from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
 from raywgen.generators.common.denoisers import is_head
 from raywgen.nn.devices import say_device
-from raywgen.out_folder import local_file, local_out
+from raywgen.out_folder import local_file, local_out, local_path
 from raywgen.tasks import build_network
 from raywgen.tasks.user_data import ConditionError, read_data
 from raywgen.trust import entry_point
@@ -46,6 +46,7 @@ def adapt(config: AdaptConfig) -> Adapted:
     Warns:
         ChanceWarning: The network answers the examples no better than chance.
     """
+    local_path(config.out, AdaptConfig.out, "raywgen adapt")
     trained = load(config.generator, device=config.device)
     say_device(f"{config.out}: generates", config.device, trained.generator.device)
     if trained.sentences is not None:
