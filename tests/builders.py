@@ -22,6 +22,7 @@ from raywgen.generators.igpg import IGPG, IGPGConfig
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig
 from raywgen.generators.igpg.head import Codebooks, LevelHead
 from raywgen.generators.settings import OptimizerConfig, StageConfig
+from raywgen.generators.units import Units, UnitsConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.tasks import build_network
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
@@ -140,6 +141,13 @@ def hypernetwork(num_steps: int = 5, seed: int = 0) -> Hypernetwork:
         torch.manual_seed(seed)
         config = HypernetworkConfig(width=16, task_loss=StageConfig(num_steps=num_steps))
         return Hypernetwork(config, normalizers(), DATA).eval()
+
+
+def units(num_steps: int = 5, seed: int = 0, data: DataSpec = DATA) -> Units:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = UnitsConfig(width=32, task_loss=StageConfig(num_steps=num_steps))
+        return Units(config, normalizers(), data).eval()
 
 
 def noise_for(num: int, seed: int = 0, first: int = 0) -> KeyedNoise:

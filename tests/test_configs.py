@@ -12,7 +12,7 @@ from raywgen.zoo import ZooConfig
 
 ROOT = Path(__file__).parents[1] / "configs"
 SCHEMAS = {"zoo": ZooConfig, "encoder": EncoderConfig, "tune": TuneConfig} | dict.fromkeys(
-    ("igpg", "mcdi", "lohp", "hypernetwork"), TrainConfig
+    ("igpg", "mcdi", "lohp", "units", "hypernetwork"), TrainConfig
 )
 
 

@@ -135,6 +135,7 @@ CASES = {
             "task_loss": _OFF,
         },
     ),
+    "units": DeviceCase(method="units", settings={"width": 16, "task_loss": _STAGE}),
     "lohp": DeviceCase(method="lohp", settings=_LOHP),
     "lohp-chunks": DeviceCase(
         method="lohp",

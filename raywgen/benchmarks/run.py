@@ -35,6 +35,7 @@ BENCHMARKS = {
     "igpg-windows": "raywgen.benchmarks.igpg_windows",
     "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
+    "unseen-architectures": "raywgen.benchmarks.unseen_architectures",
     "quality": "raywgen.benchmarks.quality",
     "batch-statistics": "raywgen.benchmarks.batch_statistics",
     "sentence-encoder": "raywgen.benchmarks.sentence_encoder",

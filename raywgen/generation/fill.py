@@ -251,7 +251,7 @@ class TrainedGenerator:
                 **drawn,
             )
             values_D, log_prob = best.values_BD[0], _first_of(best.log_prob_B)
-            on_samples = standing(best.logits_BSC[0], examples.labels, num)
+            on_samples = standing(best.logits_BSC[0], examples.labels, num, samples_SF)
         if normalizer is not None:
             self.warn(layout)
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)

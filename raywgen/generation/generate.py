@@ -154,10 +154,13 @@ def _warn_of_chance(request: ResolvedRequest, rows: list[NetworkRow], trained: T
             continue
         accuracy = fmean(row.example_accuracy or 0.0 for row in doubtful)
         chance = fmean(row.chance or 0.0 for row in doubtful)
+        linear = [row.linear for row in doubtful if row.linear is not None]
+        than = f", a linear classifier of the samples {fmean(linear):.2f}" if linear else ""
         remedy = remedies(trained.generator, request.best_of, is_known=doubtful[0].known)
         warnings.warn(
             f"{network.name}: {len(doubtful)} of {len(tried)} networks answer the labelled samples no better than "
-            f"chance (accuracy {accuracy:.2f}, chance {chance:.2f}, means over them); for better ones {remedy}",
+            f"chance or than a linear classifier (accuracy {accuracy:.2f}, chance {chance:.2f}{than}, means over "
+            f"them); for better ones {remedy}",
             ChanceWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Compares generated networks with chance on a user's samples, and advises where they are no better."""
+"""Compares generated networks with chance and a linear classifier on a user's samples, and advises if no better."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from raywgen.weights import Layout
 
 
 class ChanceWarning(UserWarning):
-    """A generated network classifies the labelled samples no better than chance."""
+    """A generated network classifies the labelled samples no better than chance, or than a linear classifier does."""
 
 
 @torch.no_grad()
 def judge(module: nn.Module, layout: Layout, values_D: Tensor, samples_SF: Tensor, labels_S: Tensor) -> Standing:
-    """Runs one generated network on labelled samples and compares it with chance.
+    """Runs one generated network on labelled samples and compares it with chance and with a linear classifier.
 
     Args:
         module: A module in eval mode that takes flat samples.
@@ -29,11 +29,11 @@ def judge(module: nn.Module, layout: Layout, values_D: Tensor, samples_SF: Tenso
         labels_S: Their classes.
     """
     logits_1SC = candidate_logits(module, layout, values_D.unsqueeze(0), samples_SF.unsqueeze(0))
-    return standing(logits_1SC[0], labels_S)
+    return standing(logits_1SC[0], labels_S, samples_SF=samples_SF)
 
 
 def remedies(generator: Generator, best_of: int | None, *, is_known: bool, adapted: bool = False) -> str:
-    """Returns what a user can do about a network that is no better than chance.
+    """Returns what a user can do about a network that is no better than chance or than a linear classifier.
 
     Args:
         generator: The generator that wrote it.
@@ -57,7 +57,7 @@ def remedies(generator: Generator, best_of: int | None, *, is_known: bool, adapt
 
 
 def warn_of_chance(name: str, on_samples: Standing, remedy: str, *, stacklevel: int = 2) -> None:
-    """Warns where a network is no better than chance, as far as the samples can say."""
+    """Warns where a network is no better than chance or a linear classifier, as far as the samples can say."""
     if not on_samples.is_doubtful:
         return
     warnings.warn(

@@ -72,10 +72,12 @@ class NetworkRow:
         network: Name of the architecture.
         known: Whether the generator was trained on the architecture.
         log_prob: Log-probability under the generator, nats; None where the method has no density.
-        example_loss: Loss on the labelled samples of the task; None, like the next three, where it was not tried.
+        example_loss: Loss on the labelled samples of the task; None, like the next four, where it was not tried.
         example_accuracy: Balanced accuracy on them.
         chance: Balanced accuracy of guessing.
         majority: Share of the most frequent class.
+        linear: Balanced accuracy of a linear classifier on each of them, fitted to the others; None, too, for networks
+            whose own head is fitted to them.
         against_chance: Comparison with chance, as in `Standing.verdict`; empty where it was not tried.
         test_accuracy: Balanced accuracy on the task's test samples; None where there are none.
         path: The file that holds the network, where it is kept in one.
@@ -92,6 +94,7 @@ class NetworkRow:
     example_accuracy: float | None = None
     chance: float | None = None
     majority: float | None = None
+    linear: float | None = None
     against_chance: str = ""
     test_accuracy: float | None = None
     path: str = ""

@@ -115,6 +115,7 @@ class CorpusSink(Sink):
                 "example_accuracy": _number(row.example_accuracy),
                 "chance": _number(row.chance),
                 "majority": _number(row.majority),
+                "linear": _number(row.linear),
                 "against_chance": row.against_chance,
                 "log_prob": _number(row.log_prob),
                 "best_of": self.plan.request.best_of,
@@ -171,6 +172,7 @@ def rows_of(corpus: Corpus) -> list[NetworkRow]:
             example_accuracy=_known(facts.get("example_accuracy")),
             chance=_known(facts.get("chance")),
             majority=_known(facts.get("majority")),
+            linear=_known(facts.get("linear")),
             test_accuracy=_known(facts.get("test_accuracy")),
         )
         for facts in corpus.facts.to_pylist()

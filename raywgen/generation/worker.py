@@ -20,7 +20,7 @@ from raywgen.nn.memory import free_memory, gib
 from raywgen.tasks import balanced_accuracy, build_task, stacked_logits
 from raywgen.tasks.fitted_head import with_fitted_heads
 from raywgen.tasks.networks.text_adapter import has_fitted_head
-from raywgen.tasks.standing import standing
+from raywgen.tasks.standing import Standing, standing
 from raywgen.weights import Layout, Normalizer
 
 # Windows of smaller networks fit wherever a generator does.
@@ -86,12 +86,10 @@ class Worker:
             module = self._module(item.network)
             unlabelled = [self._unlabelled(task) for task in task_R.tolist()] if plan.num_unlabelled else None
             best = generate_best(*arguments, module, best_of=request.best_of, unlabelled=unlabelled, **kwargs)
-            rows = [
-                _with_scores(row, logits_SC, labels_S, request.best_of, float(loss))
-                for row, logits_SC, labels_S, loss in zip(
-                    rows, best.logits_BSC, condition.labels_BS, best.loss_B, strict=True
-                )
-            ]
+            num, is_fitted = request.best_of, has_fitted_head(network.recipe)
+            known = zip(best.logits_BSC, condition.labels_BS, condition.samples_BSF, strict=True)
+            found = [standing(logits, labels, num, None if is_fitted else samples) for logits, labels, samples in known]
+            rows = [_with_scores(*row) for row in zip(rows, found, best.loss_B.tolist(), strict=True)]
             accuracies = self._test_accuracies(best.values_BD, task_R, network.layout, module)
             rows = [replace(row, test_accuracy=accuracy) for row, accuracy in zip(rows, accuracies, strict=True)]
             values_RD, log_prob_R = best.values_BD, best.log_prob_B
@@ -171,13 +169,13 @@ def _with_log_probs(rows: list[NetworkRow], log_prob_R: Tensor | None) -> list[N
     return [replace(row, log_prob=value) for row, value in zip(rows, log_prob_R.tolist(), strict=True)]
 
 
-def _with_scores(row: NetworkRow, logits_SC: Tensor, labels_S: Tensor, best_of: int, loss: float) -> NetworkRow:
-    found = standing(logits_SC, labels_S, best_of)
+def _with_scores(row: NetworkRow, found: Standing, loss: float) -> NetworkRow:
     return replace(
         row,
         example_loss=loss,
         example_accuracy=found.accuracy,
         chance=found.chance,
         majority=found.majority,
+        linear=found.linear,
         against_chance=found.verdict,
     )

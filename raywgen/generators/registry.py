@@ -13,11 +13,14 @@ from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.lohp import LoHp
 from raywgen.generators.mcdi import McDi
 from raywgen.generators.settings import GeneratorConfig
+from raywgen.generators.units import Units
 from raywgen.names import nearest
 from raywgen.trust import import_class, is_address, named_in
 from raywgen.weights import NormalizerTable
 
-METHODS: dict[str, type[Generator]] = {shipped.method: shipped for shipped in (IGPG, McDi, LoHp, Direct, Hypernetwork)}
+METHODS: dict[str, type[Generator]] = {
+    shipped.method: shipped for shipped in (IGPG, McDi, LoHp, Units, Direct, Hypernetwork)
+}
 _FORM = "package.module:Class"
 
 

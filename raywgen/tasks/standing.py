@@ -11,11 +11,13 @@ import torch
 from scipy.stats import random_table
 from torch import Tensor
 
+from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy
 
 BETTER, WORSE = "better than chance", "worse than chance"
 LIKE, UNKNOWN = "not told apart from chance", "too few samples to tell it from chance"
-DOUBTFUL = (LIKE, WORSE)
+WEAK = "better than chance, but worse than a linear classifier of these samples"
+DOUBTFUL = (LIKE, WORSE, WEAK)
 _LEVEL = 0.05
 _NUM_TABLES = 4_000
 
@@ -37,6 +39,7 @@ class Standing:
             in any order, so its accuracy is that under random orders of the labels.
         p_below: Probability that such a network is at most as accurate as this one.
         can_tell: Whether there are enough samples to distinguish answers without a mistake from chance.
+        linear: Balanced accuracy of a linear classifier on each sample, fitted to the others; None where not measured.
     """
 
     loss: float
@@ -49,6 +52,7 @@ class Standing:
     p_above: float
     p_below: float
     can_tell: bool
+    linear: float | None = None
 
     @property
     def guess_loss(self) -> float:
@@ -59,7 +63,7 @@ class Standing:
     def verdict(self) -> str:
         """Says at a level of 5 % how the network compares with chance: one of the constants of this file."""
         if self.p_above < _LEVEL:
-            return BETTER
+            return WEAK if self.linear is not None and self.accuracy < self.linear else BETTER
         if self.p_below < _LEVEL:
             return WORSE
         is_above = self.accuracy > self.chance or self.num_classes == 1
@@ -67,25 +71,27 @@ class Standing:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether a user should be warned: it is no better than chance."""
+        """Whether a user should be warned: it is no better than chance, or than what is learned without a network."""
         return self.verdict in DOUBTFUL
 
     def sentence(self) -> str:
         """Returns the whole result in one line."""
+        linear = "" if self.linear is None else f", a linear classifier of the other samples {self.linear:.2f}"
         return (
-            f"accuracy {self.accuracy:.2f} over {self.num_classes} classes (chance {self.chance:.2f}), "
+            f"accuracy {self.accuracy:.2f} over {self.num_classes} classes (chance {self.chance:.2f}{linear}), "
             f"{self.share_right:.2f} of all {self.num_samples:,} samples (the most frequent class alone "
             f"{self.majority:.2f}), loss {self.loss:.3f} (equal odds {self.guess_loss:.3f}): {self.verdict}"
         )
 
 
-def standing(logits_SC: Tensor, labels_S: Tensor, best_of: int = 1) -> Standing:
+def standing(logits_SC: Tensor, labels_S: Tensor, best_of: int = 1, samples_SF: Tensor | None = None) -> Standing:
     """Judges one network by its outputs.
 
     Args:
         logits_SC: Outputs.
         labels_S: Classes, int64.
         best_of: Number of networks that it was chosen from by these samples.
+        samples_SF: The samples, for a linear classifier to compare with; none by default.
     """
     answers_S = logits_SC.argmax(dim=-1)
     present_C, rows_S = labels_S.unique(return_inverse=True)
@@ -110,6 +116,7 @@ def standing(logits_SC: Tensor, labels_S: Tensor, best_of: int = 1) -> Standing:
         p_above=min(1.0, p_above * best_of),
         p_below=p_below,
         can_tell=p_perfect * best_of < _LEVEL,
+        linear=None if samples_SF is None else left_out_accuracy(samples_SF, labels_S),
     )
 
 

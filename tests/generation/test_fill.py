@@ -126,16 +126,18 @@ def test_a_report_says_what_the_network_does_as_the_best_of_so_many(
 ) -> None:
     budgets: list[int] = []
 
-    def noted(logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1) -> Standing:
+    def noted(
+        logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1, samples_SF: torch.Tensor | None = None
+    ) -> Standing:
         budgets.append(best_of)
-        return standing(logits_SC, labels_S, best_of)
+        return standing(logits_SC, labels_S, best_of, samples_SF)
 
     monkeypatch.setattr("raywgen.generation.fill.standing", noted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         filled = trained.fill_with_report(network(widths), instruction=ASK, data=examples(), best_of=5)
     x, labels = examples()
-    found = standing(filled.module(x).detach(), labels, 5)
+    found = standing(filled.module(x).detach(), labels, 5, x)
     assert filled.on_samples is not None
     assert asdict(filled.on_samples) == pytest.approx(asdict(found), rel=1e-5)
     assert budgets == [5]

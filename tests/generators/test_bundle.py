@@ -32,12 +32,13 @@ from tests.builders import (
     layout_of,
     noise_for,
     normalizers,
+    units,
 )
 
 CONFIG, WEIGHTS = "generator.json", "generator.safetensors"
 
 
-@pytest.mark.parametrize("build", [igpg, hypernetwork])
+@pytest.mark.parametrize("build", [igpg, hypernetwork, units])
 def test_round_trip_generates_bit_equal_networks(tmp_path: Path, build: Callable[[], Generator]) -> None:
     generator = build()
     save_bundle(generator, tmp_path, {"seed": 3, "corpus": "zoo"})

@@ -243,7 +243,22 @@ HYPERNETWORK = {
     "statistics": tried("batch"),
     **group("task_loss", STAGE, base=stage_base("task_loss")),
 }
-TABLES = {"igpg": IGPG, "mcdi": MCDI, "lohp": LOHP, "direct": DIRECT, "hypernetwork": HYPERNETWORK}
+UNITS = {
+    "width": tried(24),
+    "num_layers": tried(1),
+    "text_encoder": tried("bytes"),
+    "code_noise": tried(1.0),
+    "statistics": tried("batch"),
+    **group("task_loss", STAGE, base=stage_base("task_loss")),
+}
+TABLES = {
+    "igpg": IGPG,
+    "mcdi": MCDI,
+    "lohp": LOHP,
+    "units": UNITS,
+    "direct": DIRECT,
+    "hypernetwork": HYPERNETWORK,
+}
 _SMALL = ("network.width=16", "network.num_layers=1", "network.num_heads=2", "network.chunk_length=8")
 _SMALL_TOKENIZER = ("tokenizer.chunk_length=8", "tokenizer.width=16", "tokenizer.batch_size=8")
 _SMALL_QUANTISER = ("tokenizer.quantiser.num_levels=2", "tokenizer.quantiser.num_codes=8")
@@ -264,6 +279,7 @@ BASES = {
         *("path.num_steps=6", "path.length=2", "sampling.num_steps=6", "policy.batch_size=8", "policy.num_steps=2"),
     ),
     "direct": (*_SMALL, "regression.batch_size=8"),
+    "units": ("width=16", "task_loss.batch_size=8", "task_loss.num_steps=2"),
     "hypernetwork": ("width=16", "task_loss.batch_size=8", "task_loss.num_steps=2"),
 }
 

@@ -83,7 +83,7 @@ def test_a_generator_trains_and_draws_as_on_the_cpu(case: DeviceCase) -> None:
     assert found.value_diff < 1e-4
 
 
-@pytest.mark.parametrize("name", ["igpg", "igpg-scales", "mcdi", "hypernetwork"])
+@pytest.mark.parametrize("name", ["igpg", "igpg-scales", "mcdi", "units", "hypernetwork"])
 @pytest.mark.usefixtures("second")
 def test_a_generator_writes_layouts_that_it_does_not_know(name: str) -> None:
     case = CASES[name]

@@ -10,10 +10,14 @@ from torch import nn
 from raywgen.tasks.base import TaskError
 
 
-def mlp(widths: Sequence[int]) -> nn.Module:
+def mlp(widths: Sequence[int], bias: bool = True) -> nn.Module:
     """Builds a ReLU perceptron; `widths` runs from the features of a sample to the classes.
 
     It takes `(S, widths[0])` floats and gives logits `(S, widths[-1])`.
+
+    Args:
+        widths: Numbers of units.
+        bias: Whether layers have biases.
 
     Raises:
         TaskError: Fewer than two widths, or one below 1.
@@ -22,5 +26,5 @@ def mlp(widths: Sequence[int]) -> nn.Module:
         raise TaskError(f"widths={list(widths)}: give at least two positive widths, for instance [64, 14, 2]")
     modules: list[nn.Module] = []
     for width_in, width_out in itertools.pairwise(widths):
-        modules += [nn.Linear(width_in, width_out), nn.ReLU()]
+        modules += [nn.Linear(width_in, width_out, bias=bias), nn.ReLU()]
     return nn.Sequential(*modules[:-1])

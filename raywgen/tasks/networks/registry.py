@@ -17,6 +17,7 @@ from raywgen.names import nearest
 from raywgen.nn.bounds import Bounded, TooLargeError
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
+from raywgen.tasks.networks.cnn import PlainCNN
 from raywgen.tasks.networks.conv4 import Conv4
 from raywgen.tasks.networks.head import Head
 from raywgen.tasks.networks.lora import LoRANetwork, load_base
@@ -61,6 +62,7 @@ def lora(
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
+    "cnn": PlainCNN,
     "tiny-cnn": tiny_cnn,
     "tiny-cnn-rgb": tiny_cnn_rgb,
     "conv4": Conv4,

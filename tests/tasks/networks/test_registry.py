@@ -25,6 +25,21 @@ def test_an_mlp_has_the_asked_widths_and_ends_in_logits() -> None:
     assert [type(part) for part in module.children()] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_plain_cnn_halves_the_image_in_each_layer(bias: bool) -> None:
+    module = build_network({"name": "cnn", "channels": [3, 5], "num_classes": 4, "bias": bias})
+    weights = [tuple(tensor.shape) for name, tensor in module.state_dict().items() if name.endswith("weight")]
+    assert weights == [(3, 1, 3, 3), (5, 3, 3, 3), (4, 5 * 2 * 2)]
+    assert any(name.endswith("bias") for name in module.state_dict()) == bias
+    x_SF = torch.randn(7, 64)
+    assert torch.equal(module(x_SF), module(x_SF.view(7, 1, 8, 8)))
+
+
+def test_layers_without_biases() -> None:
+    module = build_network({"name": "mlp", "widths": [4, 3, 2], "bias": False})
+    assert [tuple(tensor.shape) for tensor in module.state_dict().values()] == [(3, 4), (2, 3)]
+
+
 def test_a_start_is_fixed_by_the_seed() -> None:
     recipe = {"name": "mlp", "widths": [64, 14, 2]}
     torch.manual_seed(3)
@@ -47,6 +62,8 @@ def test_a_network_by_import_path() -> None:
         ({}, "unknown network ''"),
         ({"name": "mlp", "width": [2, 2]}, "does not take"),
         ({"name": "mlp", "widths": [2]}, "at least two positive widths"),
+        ({"name": "cnn", "channels": [4] * 4}, "no more layers than the image can be halved"),
+        ({"name": "cnn", "channels": []}, "at least one layer"),
         ({"name": "torch.nn:NoSuchLayer"}, "cannot import network 'torch.nn:NoSuchLayer'"),
         ({"name": "no.such.package:Net"}, "cannot import network 'no.such.package:Net'"),
         ({"name": "pathlib:Path"}, "is no subclass of torch.nn.Module"),
@@ -60,7 +77,7 @@ def test_recipes_that_build_nothing_say_why(recipe: dict[str, object], message: 
 def test_the_registry_names_every_network() -> None:
     vits, resnets = ["vit-ti", "vit-s", "vit-b", "vit-l"], ["cifar-resnet", "resnet50", "resnet101"]
     text = ["lora", "upper-layers"]
-    assert list(NETWORKS) == ["mlp", "tiny-cnn", "tiny-cnn-rgb", "conv4", *resnets, *vits, "head", *text]
+    assert list(NETWORKS) == ["mlp", "cnn", "tiny-cnn", "tiny-cnn-rgb", "conv4", *resnets, *vits, "head", *text]
 
 
 @pytest.mark.parametrize(

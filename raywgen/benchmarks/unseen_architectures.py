@@ -1,0 +1,314 @@
+"""Has generators fill architectures that no corpus held, on tasks that nothing was trained on.
+
+Perceptrons of other widths and convolutional networks of other channels, with and without biases, on label subsets of
+scikit-learn's digits. Every figure is a share of the accuracy of networks of the same architecture that were trained on
+the task itself, mean over tasks: its mean over architectures, and its worst. The rows:
+
+    units          written unit by unit, trained by the task's loss on starts of other architectures
+    shuffled       the same, with the samples of another task
+    hypernetwork   written chunk by chunk, trained likewise
+    nearest        the stored network, of the nearest layout of the zoo of trained ones, with the lowest loss on the
+                   samples; it has an architecture of its own
+    gradient       trained from a random start on the same samples; rate and steps are chosen on validation tasks
+
+All choose among equally many candidates by the same 64 labelled samples. Whether a user would be told of a failure is
+measured on good and deliberately poor networks together: `collapse_recall` is the share of networks below 0.8 of a
+trained one that were warned of, `false_alarms` the share of all others that were.
+
+Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raywgen.benchmarks.recipes import over_seeds
+from raywgen.benchmarks.trained import Chosen, TrainingConfig, trained_runs, trained_zoo
+from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted
+from raywgen.config import SHIPPED, load_config
+from raywgen.corpus import Corpus
+from raywgen.generation import load
+from raywgen.generation.best import generate_best
+from raywgen.generators import Generator, StageConfig
+from raywgen.generators.hypernetwork import HypernetworkConfig
+from raywgen.generators.units import UnitsConfig
+from raywgen.progress import Reporter
+from raywgen.tasks import FitConfig, FitData, Recorded, Task, build_network, build_task, draw_condition, fit
+from raywgen.tasks.networks import network_name, network_recipe
+from raywgen.tasks.standing import standing
+from raywgen.training import load_train_config
+from raywgen.training.session import ray_session
+from raywgen.weights import KeyedNoise, Layout
+from raywgen.zoo import ZooConfig
+
+_HIDDEN = ([13], [15], [20], [24], [33], [13, 8], [15, 15], [20, 13], [24, 12], [33, 20], [13, 33], [20, 7])
+_CHANNELS = ([7], [11], [18], [7, 9], [9, 14], [13, 22])
+_CONDITION_STREAM = 4_000
+_START_SEED = 1 << 20
+_COLLAPSED = 0.8
+_FAILED = 0.8
+_MILLISECONDS = 1e3
+_NUM_TIMED = 5
+
+
+def _architectures() -> list[Any]:
+    perceptrons = [
+        {"name": "mlp", "widths": [64, *hidden, 2], "bias": bias} for bias in (True, False) for hidden in _HIDDEN
+    ]
+    return perceptrons + [
+        {"name": "cnn", "channels": channels, "num_classes": 2, "bias": bias}
+        for bias in (True, False)
+        for channels in _CHANNELS
+    ]
+
+
+@dataclass(kw_only=True)
+class UnseenArchitecturesConfig(TrainingConfig):
+    """The architectures, and the training of the generators.
+
+    Attributes:
+        architectures: Networks on 64 features that the corpus of starts does not hold.
+        zoo: Overrides of the zoo of starts.
+        trained_zoo: Overrides of the zoo of trained networks, from which the nearest is taken.
+        units: Overrides of the shipped training run.
+        hypernetwork: The hypernetwork that writes chunks; by default it is trained for as many steps as the units.
+        num_samples: Labelled samples of each task.
+        best_of: Candidates of each network.
+        temperature: Temperature of the candidates.
+        rates: Learning rates of gradient training.
+        steps: Numbers of its steps.
+        poor_share: Share of the training steps of the generator that is deliberately poor.
+    """
+
+    architectures: list[Any] = field(default_factory=_architectures)
+    zoo: list[str] = field(default_factory=list)
+    trained_zoo: list[str] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)
+    hypernetwork: HypernetworkConfig | None = None
+    num_samples: int = 64
+    best_of: int = 8
+    temperature: float = 0.5
+    rates: list[float] = field(default_factory=lambda: [3e-3, 1e-2, 3e-2])
+    steps: list[int] = field(default_factory=lambda: [10, 30, 100])
+    poor_share: float = 0.05
+    num_workers: int = 0
+    out: str = "runs/benchmarks/unseen-architectures"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.architectures:
+            raise ValueError("architectures=[]: give some networks, such as [[64,13,2]]")
+        if min(self.num_samples, self.best_of) < 1 or not 0 < self.poor_share < 1:
+            raise ValueError(
+                f"num_samples={self.num_samples}, best_of={self.best_of}, poor_share={self.poor_share}: give numbers "
+                "of at least 1, and a share between 0 and 1"
+            )
+
+    def generators(self, seed: int) -> Chosen:
+        """Returns the generators, each trained on the starts."""
+        given = [f"generator.{override}" for override in self.units]
+        config = load_train_config(str(SHIPPED / "units" / "digits-architectures.yaml"), given).generator
+        assert isinstance(config, UnitsConfig)
+        stage = config.task_loss
+        poor = replace(stage, num_steps=max(1, int(self.poor_share * stage.num_steps)))
+        chunks = self.hypernetwork or HypernetworkConfig(
+            task_loss=StageConfig(num_steps=stage.num_steps, batch_size=stage.batch_size)
+        )
+        return {
+            "units": ("units", config),
+            "poor": ("units", replace(config, task_loss=poor)),
+            "hypernetwork": ("hypernetwork", chunks),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Networks of one architecture, one for each task.
+
+    Attributes:
+        accuracy_T: Their balanced accuracy.
+        warned_T: Whether a user would be warned of each, by the labelled samples.
+    """
+
+    accuracy_T: Tensor
+    warned_T: Tensor
+
+
+def measure(config: UnseenArchitecturesConfig) -> tuple[dict[str, float], dict[str, Any]]:
+    """Trains corpora and generators for every seed, then fills the architectures."""
+    root = config.root()
+    rows, each = [], {}
+    for seed in config.all_seeds:
+        figures, ratios = _one_seed(config, root, seed)
+        rows.append(figures)
+        each[seed] = ratios
+    figures, spreads = over_seeds(rows)
+    figures["failed_seeds"] = sum(row["worst_ratio"] < _FAILED for row in rows)
+    return figures, config.conditions(spreads) | {"each_seed": rows, "ratios": each, "best_of": config.best_of}
+
+
+def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
+    own = [*config.zoo, f"seed={seed}"]
+    starts_recipe = load_config(ZooConfig, SHIPPED / "zoo" / "digits-architectures.yaml", own)
+    stored_recipe = load_config(ZooConfig, None, [*config.trained_zoo, f"seed={seed}"])
+    with ray_session():
+        starts, stored = trained_zoo(root, starts_recipe), trained_zoo(root, stored_recipe)
+        runs = trained_runs(config, root, starts, config.generators(seed), shot=0, seed=seed)
+    generators = {name: load(folder, device="cpu").generator for name, folder in runs.items()}
+    tasks, held = _tasks(starts, "unseen"), _tasks(starts, "validation")
+    ratios: dict[str, dict[str, float]] = {}
+    collapses: list[Tensor] = []
+    ms: list[float] = []
+    with Reporter().step("judge", f"{len(config.architectures)} architectures") as bar:
+        for done, architecture in enumerate(config.architectures):
+            recipe = network_recipe(architecture)
+            unseen, validation = (_unseen(config, recipe, part, seed) for part in (tasks, held))
+            assert unseen.layout.id not in starts.networks, f"{network_name(recipe)} is in the corpus; leave it out"
+            trained_T = unseen.accuracy(unseen.originals_TD)
+            judged = {name: _generated(config, unseen, one, seed) for name, one in generators.items()}
+            judged["shuffled"] = _generated(config, _shuffled(unseen), generators["units"], seed, judges=unseen)
+            accuracy = {name: one.accuracy_T.mean() for name, one in judged.items()}
+            accuracy["nearest"] = _nearest(stored, stored_recipe, unseen, recipe).mean()
+            accuracy["gradient"] = torch.tensor(_gradient(config, unseen, validation))
+            ratios[network_name(recipe)] = {
+                name: round(float(value / trained_T.mean()), 4) for name, value in accuracy.items()
+            }
+            collapses += [_collapses(judged[name], trained_T) for name in generators]
+            ms.append(_milliseconds(config, unseen, generators["units"], seed))
+            bar.update(done + 1, len(config.architectures))
+    return _figures(config, ratios, torch.cat(collapses)) | {"ms_units": round(median(ms), 3)}, ratios
+
+
+def _figures(
+    config: UnseenArchitecturesConfig, ratios: Mapping[str, Mapping[str, float]], collapses_N2: Tensor
+) -> dict[str, float]:
+    groups = {"": lambda _: True, "mlp_": lambda name: name.startswith("mlp"), "cnn_": lambda name: name[:3] == "cnn"}
+    groups["no_bias_"] = lambda name: "False" in name
+    figures: dict[str, float] = {}
+    for prefix, belongs in groups.items():
+        values = [row["units"] for name, row in ratios.items() if belongs(name)]
+        if values:
+            figures |= {f"{prefix}mean_ratio": mean(values), f"{prefix}worst_ratio": min(values)}
+    for row in ("shuffled", "hypernetwork", "nearest", "gradient", "poor"):
+        values = [each[row] for each in ratios.values()]
+        figures |= {f"{row}_mean_ratio": mean(values), f"{row}_worst_ratio": min(values)}
+    collapsed_N, warned_N = collapses_N2.unbind(dim=1)
+    figures["collapsed_share"] = float(collapsed_N.float().mean())
+    figures["collapse_recall"] = float(warned_N[collapsed_N].float().mean()) if collapsed_N.any() else 1.0
+    figures["false_alarms"] = float(warned_N[~collapsed_N].float().mean()) if (~collapsed_N).any() else 0.0
+    return figures
+
+
+def _tasks(corpus: Corpus, split: str) -> list[Task]:
+    return [build_task(task.recipe) for task in corpus.tasks.values() if task.split == split]
+
+
+def _unseen(config: UnseenArchitecturesConfig, recipe: Mapping[str, Any], tasks: list[Task], seed: int) -> UnseenTasks:
+    """Returns the tasks with their samples, and networks of an architecture that are trained on each."""
+    torch.manual_seed(seed)
+    module = build_network(recipe)
+    layout = Layout.from_state_dict(module.state_dict())
+    noise = KeyedNoise(seed, torch.arange(len(tasks)), _CONDITION_STREAM)
+    return UnseenTasks(
+        layout=layout,
+        module=module.eval(),
+        tasks=tasks,
+        condition=draw_condition(tasks, config.num_samples, noise),
+        originals_TD=_trained(recipe, layout, tasks, seed),
+    )
+
+
+def _trained(recipe: Mapping[str, Any], layout: Layout, tasks: list[Task], seed: int) -> Tensor:
+    """Trains a network on each task as the zoo does, each from a start of its own."""
+    num = len(tasks)
+    states = []
+    for index in range(num):
+        torch.manual_seed(_START_SEED + seed * num + index)
+        states.append(build_network(recipe).state_dict())
+    start = Recorded(step=0, state_N={name: torch.stack([state[name] for state in states]) for name in states[0]})
+    data = FitData.joined([task.train_inputs for task in tasks], torch.stack([task.train_y_S for task in tasks]))
+    config = FitConfig(learning_rate=ZooConfig().learning_rate, num_steps=ZooConfig().num_steps)
+    (last,) = fit(build_network(recipe), start, data, config, order_seeds=range(num), record_steps=[config.num_steps])
+    return torch.stack([layout.flatten({key: value[n] for key, value in last.state_N.items()}) for n in range(num)])
+
+
+def _shuffled(unseen: UnseenTasks) -> UnseenTasks:
+    """Returns the tasks with the condition of the next."""
+    return replace(unseen, condition=unseen.condition.take(torch.arange(len(unseen.tasks)).roll(-1)))
+
+
+def _generated(
+    config: UnseenArchitecturesConfig,
+    told: UnseenTasks,
+    generator: Generator,
+    seed: int,
+    judges: UnseenTasks | None = None,
+) -> Judged:
+    """Generates the best of some networks for what is told, and judges them on the tasks."""
+    unseen = judges or told
+    best = generate_best(
+        generator,
+        told.condition,
+        told.layout,
+        told.module,
+        best_of=config.best_of,
+        temperature=config.temperature,
+        seed=seed,
+        normalizer=generator.estimate_normalizer(told.layout, told.layout.flatten(told.module.state_dict())),
+    )
+    warned = [
+        standing(logits_SC, labels_S, config.best_of, samples_SF).is_doubtful
+        for logits_SC, samples_SF, labels_S in zip(
+            best.logits_BSC, told.condition.samples_BSF, told.condition.labels_BS, strict=True
+        )
+    ]
+    return Judged(accuracy_T=unseen.accuracy(best.values_BD), warned_T=torch.tensor(warned))
+
+
+def _collapses(judged: Judged, trained_T: Tensor) -> Tensor:
+    """Returns for each network whether it collapsed, and whether it was warned of, bool `(T, 2)`."""
+    return torch.stack([judged.accuracy_T < _COLLAPSED * trained_T, judged.warned_T], dim=1)
+
+
+def _nearest(stored: Corpus, zoo: ZooConfig, unseen: UnseenTasks, recipe: Mapping[str, Any]) -> Tensor:
+    """Returns the accuracy `(T,)` of the stored networks, of the layout nearest in size, that fit the samples best."""
+    size = unseen.layout.num_values
+    layout_id = min(stored.networks, key=lambda key: abs(stored.networks[key].layout.num_values - size))
+    network = stored.networks[layout_id]
+    rows = stored.query([f"layout_id={layout_id}", "split=train", f"step={zoo.num_steps}"])
+    values_ND = stored.values(rows)
+    own = replace(unseen, layout=network.layout, module=build_network(network.recipe).eval())
+    return own.accuracy(values_ND[own.best_of(values_ND)])
+
+
+def _gradient(config: UnseenArchitecturesConfig, unseen: UnseenTasks, validation: UnseenTasks) -> float:
+    """Returns the mean accuracy of gradient training on the samples, its rate and steps chosen on validation tasks."""
+    start_D = unseen.layout.flatten(unseen.module.state_dict())
+    rate, steps = fitted(validation, start_D, config.rates, config.steps).best()
+    return fitted(unseen, start_D, [rate], [steps]).percent[rate, steps] / 100
+
+
+def _milliseconds(config: UnseenArchitecturesConfig, unseen: UnseenTasks, generator: Generator, seed: int) -> float:
+    """Returns the milliseconds in which one network is written, the median of some."""
+    taken: Sequence[float] = []
+    for _ in range(_NUM_TIMED):
+        begin = time.perf_counter()
+        generate_best(
+            generator,
+            unseen.condition_of(0),
+            unseen.layout,
+            unseen.module,
+            best_of=1,
+            temperature=0.0,
+            seed=seed,
+            normalizer=generator.estimate_normalizer(unseen.layout, unseen.originals_TD[0]),
+        )
+        taken = [*taken, _MILLISECONDS * (time.perf_counter() - begin)]
+    return median(taken)
