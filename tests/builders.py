@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -136,10 +136,10 @@ def igpg(config: IGPGConfig | None = None, table: NormalizerTable | None = None,
     return generator.eval()
 
 
-def hypernetwork(num_steps: int = 5, seed: int = 0) -> Hypernetwork:
+def hypernetwork(num_steps: int = 5, seed: int = 0, **settings: Any) -> Hypernetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = HypernetworkConfig(width=16, task_loss=StageConfig(num_steps=num_steps))
+        config = HypernetworkConfig(width=16, task_loss=StageConfig(num_steps=num_steps), **settings)
         return Hypernetwork(config, normalizers(), DATA).eval()
 
 

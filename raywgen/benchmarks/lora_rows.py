@@ -8,10 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from raywgen.benchmarks.lora_stored import (
+    combined,
+    example_features,
+    instruction_features,
+    nearest,
+    regression_weights,
+)
 from raywgen.corpus import Corpus
 from raywgen.generators import GenerationRequest, Generator
 from raywgen.tasks import (
@@ -28,10 +36,14 @@ from raywgen.tasks import (
     repeat_state,
 )
 from raywgen.tasks.fitted_head import stacked_features, with_fitted_heads
+from raywgen.tasks.networks.upper_layers import UpperLayers, mean_feature
 from raywgen.tasks.ridge_head import fit_ridge_head
 from raywgen.weights import Condition, KeyedNoise, Layout
 
-_CONDITION_STREAM = 3_000
+_CONDITION_STREAM, _STORED_STREAM = 3_000, 3_001
+POOLINGS = ("mean", "max", "first")
+"""Ways in which one vector is made of a sentence's tokens, for a head on the encoder as it is."""
+Reads = Literal["both", "text", "examples"]
 _PERCENT, _MILLISECONDS = 100.0, 1e3
 _SENTENCES_AT_ONCE = 512
 
@@ -67,14 +79,16 @@ class AdapterRows:
         split: `validation` or `unseen`.
         shot: Examples of each class.
         seed: Keys the examples.
+        draws: Times that examples are drawn for each task.
     """
 
-    def __init__(self, corpus: Corpus, split: str, shot: int, seed: int) -> None:
+    def __init__(self, corpus: Corpus, split: str, shot: int, seed: int, draws: int = 1) -> None:
         (network,) = corpus.networks.values()
         self.layout: Layout = network.layout
+        self.recipe = network.recipe
         self.module: nn.Module = build_network(network.recipe).eval()
         self._corpus, self._split, self._seed, self.shot = corpus, split, seed, shot
-        facts = [task for task in corpus.tasks.values() if task.split == split]
+        facts = [task for task in corpus.tasks.values() if task.split == split for _ in range(draws)]
         self.ids = [task.task_id for task in facts]
         self.tasks: list[Task] = [build_task(task.recipe) for task in facts]
         self.conditions: list[Condition] = [
@@ -82,13 +96,21 @@ class AdapterRows:
             for index, task in enumerate(self.tasks)
         ]
 
-    def head(self) -> Row:
-        """Judges the features of the encoder as it is."""
+    def head(self, pooling: str = POOLINGS[0]) -> Row:
+        """Judges the features of the encoder as it is.
+
+        Args:
+            pooling: `mean` or `max` over a sentence's tokens, or its `first` token.
+        """
+        base = build_network({**self.recipe["base"], "num_classes": 0, "head": "trained"}).eval()
+        assert isinstance(base, UpperLayers)
         scores = []
         for task, condition in zip(self.tasks, self.conditions, strict=True):
-            num = task.num_condition_features
-            head = fit_ridge_head(condition.samples_BSF[..., :num], condition.labels_BS, task.num_classes)
-            scores.append(balanced_accuracy(head(task.test_x_SF[:, :num].unsqueeze(0)), task.test_y_S))
+            head = fit_ridge_head(
+                _pooled(base, condition.samples_BSF[0], pooling).unsqueeze(0), condition.labels_BS, task.num_classes
+            )
+            outputs = head(_pooled(base, task.test_x_SF, pooling).unsqueeze(0))
+            scores.append(balanced_accuracy(outputs, task.test_y_S))
         return Row(accuracy_T=torch.cat(scores))
 
     def judged(self, values_TD: Tensor, milliseconds: float = 0.0) -> Row:
@@ -103,18 +125,21 @@ class AdapterRows:
         """Judges the same adapter on all tasks."""
         return self.judged(values_D.expand(len(self.tasks), -1))
 
-    def written(self, generator: Generator, shift: int = 0) -> Row:
+    def written(self, generator: Generator, shift: int = 0, reads: Reads = "both") -> Row:
         """Judges what a generator writes, one task after another, as it is used.
 
         Args:
             generator: The generator.
             shift: By how many places the condition is another task's; its own examples still fit the head.
+            reads: What the generator reads of the condition; the examples fit the head all the same.
         """
         rows, begin = [], 0.0
         for index in range(-1, len(self.tasks)):  # The first time pays for what a process does once.
             if index == 0:
                 begin = time.process_time()
             condition = self.conditions[(max(index, 0) + shift) % len(self.tasks)]
+            if reads != "both":
+                condition = condition.reading(instruction=reads == "text", samples=reads == "examples")
             noise = KeyedNoise(self._seed, torch.tensor([max(index, 0)]), 0)
             request = GenerationRequest(condition=condition, layout=self.layout, noise=noise, temperature=0.0)
             rows.append(generator.generate(request).values_BD[0])
@@ -132,7 +157,7 @@ class AdapterRows:
         values_ND, ids = self.stored(self._split)
         return self.judged(torch.stack([values_ND[ids.index(name)] for name in self.ids]))
 
-    def nearest(self) -> Row:
+    def nearest_by_loss(self) -> Row:
         """Judges, for each task, the stored adapter whose left-out examples have the lowest loss."""
         stored_ND, _ = self.stored()
         begin, chosen = time.process_time(), []
@@ -141,6 +166,36 @@ class AdapterRows:
             chosen.append(stored_ND[int(torch.cat(losses).argmin())])
         taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
         return self.judged(torch.stack(chosen), taken)
+
+    def nearest_by_text(self) -> Row:
+        """Judges, for each task, the stored adapter whose instruction is the most similar to its own."""
+        stored_ND, ids = self.stored()
+        texts = [build_task(self._corpus.tasks[name].recipe).instruction for name in ids]
+        stored_NE = instruction_features(texts, self.tasks[0])
+        begin = time.process_time()
+        place_T = nearest(instruction_features([task.instruction for task in self.tasks], self.tasks[0]), stored_NE)
+        taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
+        return self.judged(stored_ND[place_T], taken)
+
+    def regression(self, strength: float) -> Row:
+        """Judges ridge regression from instruction and examples to products of stored adapters."""
+        stored_ND, ids = self.stored()
+        known = [build_task(self._corpus.tasks[name].recipe) for name in ids]
+        drawn = [
+            draw_few_shot([task], self.shot, 1, KeyedNoise(self._seed, torch.tensor([index]), _STORED_STREAM))[0]
+            for index, task in enumerate(known)
+        ]
+        stored_NE = self._features([task.instruction for task in known], drawn)
+        begin = time.process_time()
+        features_TE = self._features([task.instruction for task in self.tasks], self.conditions)
+        values_TD = combined(self.layout, stored_ND, regression_weights(features_TE, stored_NE, strength))
+        taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
+        return self.judged(values_TD, taken)
+
+    def _features(self, texts: Sequence[str], conditions: Sequence[Condition]) -> Tensor:
+        num = self.tasks[0].num_condition_features
+        examples_TE = torch.cat([example_features(condition, num) for condition in conditions])
+        return torch.cat([instruction_features(texts, self.tasks[0]), examples_TE], dim=1)
 
     def gradient(self, start_D: Tensor, rates: Sequence[float], steps: Sequence[int]) -> dict[tuple[float, int], Row]:
         """Trains adapter and head on the examples alone, and judges them by rate and number of steps."""
@@ -172,3 +227,18 @@ class AdapterRows:
         parts = task.test_x_SF.split(_SENTENCES_AT_ONCE)
         outputs = torch.cat([head(stacked_features(self.module, state, part)) for part in parts], dim=1)
         return balanced_accuracy(outputs, task.test_y_S)[0]
+
+
+@torch.no_grad()
+def _pooled(base: UpperLayers, x_SF: Tensor, pooling: str) -> Tensor:
+    """Returns features `(S, H)` of sentences by the frozen encoder, with a mean square of 1."""
+    parts = []
+    for part_SF in x_SF.split(_SENTENCES_AT_ONCE):
+        hidden_STH, is_real_ST = base.last_hidden(part_SF)
+        if pooling == "mean":
+            parts.append(mean_feature(hidden_STH, is_real_ST))
+            continue
+        largest_SH = hidden_STH.masked_fill(~is_real_ST.unsqueeze(-1), -torch.inf).amax(dim=1)
+        chosen_SH = largest_SH if pooling == "max" else hidden_STH[:, 0]
+        parts.append(nn.functional.rms_norm(chosen_SH, chosen_SH.shape[-1:], eps=1e-12))
+    return torch.cat(parts)

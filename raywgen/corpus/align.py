@@ -164,7 +164,9 @@ def _check_starts(corpus: Corpus) -> None:
             f"`raywgen corpus filter {corpus.location} OUT split!=optimizer`"
         )
     rows = zip(*(facts.column(name).to_pylist() for name in ("start", "base_id", "split")), strict=True)
-    shared = sum(start in ("shared", "branched") or base is not None or split == "base" for start, base, split in rows)
+    shared = sum(
+        start in ("shared", "branched", "meta") or base is not None or split == "base" for start, base, split in rows
+    )
     if shared:
         raise CorpusError(
             f"{corpus.location}: {shared} of {facts.num_rows} checkpoints have a start in common (shared, branched or "

@@ -34,8 +34,8 @@ class CheckpointFacts:
         step: Optimiser step, or the number in its file name; -1 if unknown.
         split: `train` (a training trajectory of a seen task), `heldout` (a held-out trajectory of a seen task),
             `validation`, `unseen` (any trajectory of such a task) or `base` (a shared start).
-        start: `own`, `shared` or `branched`.
-        base_id: Checkpoint of the shared or branched start.
+        start: `own`, `shared`, `branched` or `meta`.
+        base_id: Checkpoint of the start, where networks share it.
         start_seed: Seed of the start.
         order_seed: Seed of the data order.
         optimizer: Name of the optimiser.

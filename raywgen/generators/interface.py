@@ -238,6 +238,11 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
         """Most classes a task may have; None for any number."""
         return self.data.max_classes
 
+    @property
+    def reads_parts(self) -> bool:
+        """Whether it can write from the instruction alone, or from the samples alone."""
+        return False
+
     def knows(self, layout: Layout) -> bool:
         """Whether the generator was trained on a layout."""
         return layout.id in self.normalizers

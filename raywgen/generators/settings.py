@@ -76,6 +76,16 @@ class StageConfig:
             raise ValueError(f"num_steps={self.num_steps} and batch_size={self.batch_size}: need at least 0 and 1")
 
 
+def check_condition_dropout(share: float) -> None:
+    """Refuses a share of networks trained without a part of their condition that is none.
+
+    Raises:
+        ValueError: It lies outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"condition_dropout={share} must lie in [0, 1)")
+
+
 @dataclass(kw_only=True)
 class GeneratorConfig:
     """The base of every method's settings.

@@ -16,6 +16,7 @@ from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
 from raywgen.tasks.image_tasks import image_task
 from raywgen.tasks.no_task import BLANK, blank_task
 from raywgen.tasks.sentence_tasks import sentence_groups
+from raywgen.tasks.sentence_words import sentence_words
 from raywgen.tasks.text_tasks import text_task
 from raywgen.trust import check_recipe, reading
 
@@ -40,6 +41,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "episode": _episode,
     "texts": text_task,
     "sentence-groups": sentence_groups,
+    "sentence-words": sentence_words,
     "feature-episode": _feature_episode,
     "encoded": _encoded,
     BLANK: blank_task,

@@ -11,6 +11,7 @@ from torch import Tensor
 from raywgen.tasks.networks.text_models import check_digest
 from raywgen.tasks.sentence_tasks import encode_sentences
 
+_KINDS = ("sentence-groups", "sentence-words")
 _SHARED = ("base", "digest", "first_layer", "max_tokens")
 
 
@@ -51,7 +52,7 @@ def sentence_form(tasks: Iterable[Mapping[str, Any]], networks: Sequence[Mapping
     """
     every = list(tasks)
     forms = {tuple(str(task.get(name)) for name in _SHARED) for task in every}
-    if len(forms) != 1 or len(networks) != 1 or any(task.get("name") != "sentence-groups" for task in every):
+    if len(forms) != 1 or len(networks) != 1 or any(task.get("name") not in _KINDS for task in every):
         return None
     return SentenceForm(
         base=every[0]["base"],

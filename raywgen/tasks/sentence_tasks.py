@@ -30,7 +30,7 @@ from raywgen.tasks.networks.text_models import (
 from raywgen.tasks.networks.upper_layers import mean_feature
 from raywgen.tasks.subsets import balanced_rows
 from raywgen.tasks.text_datasets import TextData
-from raywgen.tasks.text_tasks import split_texts
+from raywgen.tasks.text_sets import paths_of, split_sets
 from raywgen.weights.cache import FOLDER, load_bytes_array, store_bytes_array
 
 _SENTENCES_AT_ONCE = 64
@@ -38,7 +38,7 @@ _SEED = 0
 
 
 def sentence_groups(
-    path: str,
+    path: str | Sequence[str],
     groups: Sequence[Sequence[int]],
     class_names: Sequence[str] = (),
     base: str = PACKAGED,
@@ -53,8 +53,8 @@ def sentence_groups(
     Sentences of classes in no group are left out.
 
     Args:
-        path: Path of the sentences, as `load_texts` takes it. Rows whose column `split` says `test` are tested on, or a
-            fifth of each class where there are none.
+        path: Path of the sentences, as `load_texts` takes it, or several, whose classes are numbered on from one to the
+            next. Rows whose column `split` says `test` are tested on, or a fifth of each class where there are none.
         groups: Classes of the data that each class of the task consists of.
         class_names: Name of each class of the data, for the instruction; by default those that the file knows.
         base: The text encoder, as `upper_layers` takes it.
@@ -69,7 +69,7 @@ def sentence_groups(
             sets of classes.
     """
     check_digest(base, digest)
-    data, train_S, test_S = _limited(path, limit, test_limit)
+    data, train_S, test_S = _limited(paths_of(path), limit, test_limit)
     names = tuple(class_names) or data.class_names
     _check_groups(groups, names, data)
     samples = encoded_sentences(data.sentences_at(torch.cat([train_S, test_S])), base, first_layer, max_tokens)
@@ -167,9 +167,9 @@ def _blocks(sentences: Sequence[str], base: str, first_layer: int, max_tokens: i
 
 
 @lru_cache(maxsize=8)
-def _limited(path: str, limit: int | None, test_limit: int | None) -> tuple[TextData, Tensor, Tensor]:
+def _limited(paths: tuple[str, ...], limit: int | None, test_limit: int | None) -> tuple[TextData, Tensor, Tensor]:
     """Returns the data, and the rows to train and to test on, equally many of each class."""
-    data, *parts = split_texts(path)
+    data, *parts = split_sets(paths)
     for number, most in enumerate((limit, test_limit)):
         if most is not None:
             labels_S = data.labels[parts[number]].numpy()

@@ -50,11 +50,6 @@ def text_task(path: str, num_features: int = 256) -> Task:
     )
 
 
-def num_text_classes(path: str) -> int:
-    """Counts the classes of a data set of sentences."""
-    return len(split_texts(path)[0].class_names)
-
-
 @lru_cache(maxsize=8)
 def split_texts(path: str) -> tuple[TextData, Tensor, Tensor]:
     """Returns the data, and the rows to train and to test on."""

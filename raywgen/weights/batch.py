@@ -21,12 +21,15 @@ class Condition:
         samples_BSF: Inputs of labelled samples of the task's data, float32, flattened to F features.
         labels_BS: Labels of these samples, int64.
         policies: Names of the B optimisers to imitate; empty for any.
+        is_dropped_B2: For which networks a generator reads no instruction, and no samples, bool; None for none. Heads
+            that are fitted to the samples are so all the same.
     """
 
     instructions: tuple[str, ...]
     samples_BSF: Tensor
     labels_BS: Tensor
     policies: tuple[str, ...] = ()
+    is_dropped_B2: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -39,11 +42,22 @@ class Condition:
             samples_BSF=torch.cat([part.samples_BSF for part in parts]),
             labels_BS=torch.cat([part.labels_BS for part in parts]),
             policies=tuple(name for part in parts for name in part.policies),
+            is_dropped_B2=_joined([part.is_dropped_B2 for part in parts], [len(part) for part in parts]),
         )
+
+    def reading(self, *, instruction: bool = True, samples: bool = True) -> Self:
+        """Returns the condition from which a generator reads the instruction alone, the samples alone, both or none."""
+        is_dropped_2 = torch.tensor([not instruction, not samples], device=self.labels_BS.device)
+        return replace(self, is_dropped_B2=is_dropped_2.expand(len(self), 2))
 
     def to(self, device: torch.device) -> Self:
         """Copies the condition to another device."""
-        return replace(self, samples_BSF=_moved(self.samples_BSF, device), labels_BS=_moved(self.labels_BS, device))
+        return replace(
+            self,
+            samples_BSF=_moved(self.samples_BSF, device),
+            labels_BS=_moved(self.labels_BS, device),
+            is_dropped_B2=None if self.is_dropped_B2 is None else _moved(self.is_dropped_B2, device),
+        )
 
     def first(self, num: int) -> Self:
         """Returns the conditions of the first `num` networks."""
@@ -53,6 +67,7 @@ class Condition:
             samples_BSF=self.samples_BSF[:num],
             labels_BS=self.labels_BS[:num],
             policies=self.policies[:num],
+            is_dropped_B2=None if self.is_dropped_B2 is None else self.is_dropped_B2[:num],
         )
 
     def take(self, index_N: Tensor) -> Self:
@@ -64,6 +79,7 @@ class Condition:
             samples_BSF=self.samples_BSF[index_N],
             labels_BS=self.labels_BS[index_N],
             policies=tuple(self.policies[place] for place in places) if self.policies else (),
+            is_dropped_B2=None if self.is_dropped_B2 is None else self.is_dropped_B2[index_N],
         )
 
     def repeat(self, num: int) -> Self:
@@ -74,6 +90,7 @@ class Condition:
             samples_BSF=self.samples_BSF.repeat_interleave(num, dim=0),
             labels_BS=self.labels_BS.repeat_interleave(num, dim=0),
             policies=tuple(name for name in self.policies for _ in range(num)),
+            is_dropped_B2=None if self.is_dropped_B2 is None else self.is_dropped_B2.repeat_interleave(num, dim=0),
         )
 
 
@@ -281,6 +298,15 @@ class WeightBatch:
             codes_BWL=None if self.codes_BWL is None else self.codes_BWL[index_N],
             moments_BYK=None if self.moments_BYK is None else self.moments_BYK[index_N],
         )
+
+
+def _joined(parts: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
+    """Joins what is left out of conditions, of some of which nothing may be."""
+    given = [part for part in parts if part is not None]
+    if not given:
+        return None
+    pairs = zip(parts, counts, strict=True)
+    return torch.cat([given[0].new_zeros(count, 2) if part is None else part for part, count in pairs])
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

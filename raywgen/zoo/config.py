@@ -12,8 +12,10 @@ from raywgen.tasks.networks import network_recipe
 from raywgen.tasks.networks.text_models import PACKAGED
 
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
-TaskKind = Literal["digits-subsets", "images", "class-subsets", "episodes", "domains", "texts", "sentence-groups"]
-Start = Literal["shared", "own", "branched"]
+TaskKind = Literal[
+    "digits-subsets", "images", "class-subsets", "episodes", "domains", "texts", "sentence-groups", "sentence-words"
+]
+Start = Literal["shared", "own", "branched", "meta"]
 ZooExecution = Literal["auto", "stacked", "sequential"]
 
 
@@ -24,8 +26,12 @@ class ZooTasks:
     Attributes:
         kind: `digits-subsets` (is the digit one of these?), `images` (one task of all classes), `class-subsets`,
             `episodes` (few-shot), `domains` (one task each, the last ones unseen), `texts` (classes of sentences), or
-            `sentence-groups` (is the sentence about these classes or about those?), for networks on `base`.
+            for networks on `base` `sentence-groups` (is the sentence about these classes or about those?) or
+            `sentence-words` (is one of these words in it, or has it more than so many?).
         path: `digits`, or a Parquet file, glob, `hf://` name or folder of class folders.
+        paths: Several files of sentences in place of `path`; their classes are numbered on from one to the next, and no
+            sentence is in two of them.
+        num_unseen_paths: Number of these files, the last ones, that only unseen tasks have, and these alone.
         test_path: Images that nothing is trained on; without it a fifth is held out.
         size: Images are scaled to `size x size`; by default they are not scaled.
         channels: 1 or 3; by default that of the images.
@@ -55,6 +61,8 @@ class ZooTasks:
 
     kind: TaskKind = "digits-subsets"
     path: str = "digits"
+    paths: list[str] = field(default_factory=list)
+    num_unseen_paths: int = 0
     test_path: str = ""
     size: int | None = None
     channels: int | None = None
@@ -78,6 +86,13 @@ class ZooTasks:
     encoder: str = ""
 
     def __post_init__(self) -> None:
+        if self.num_unseen_paths and not 0 < self.num_unseen_paths < len(self.paths):
+            raise ValueError(
+                f"tasks.num_unseen_paths={self.num_unseen_paths} of {len(self.paths)} tasks.paths: give fewer than "
+                "there are, so that one is known at least"
+            )
+        if self.num_unseen_paths and self.heldout_classes:
+            raise ValueError("tasks.num_unseen_paths and tasks.heldout_classes both say what is left out; give one")
         if len(self.domains) < 2 and (self.kind == "domains" or self.domains):
             raise ValueError(f"tasks.domains={self.domains}: give at least two, for instance [plain, rotate-30]")
         if self.domains and not 0 < self.num_unseen_domains < len(self.domains):
@@ -126,9 +141,11 @@ class ZooConfig:
         num_unseen_tasks: Tasks held out completely, for reporting.
         seeds_per_task: Networks per task, architecture and optimiser, each with its own data order. If there are
             several, the last one of a seen task is its held-out trajectory.
-        start: `shared` by all networks of an architecture, `own` (drawn by each one's seed), or `branched` (a shared
-            start trained for `branch_steps` on the first seen task).
-        branch_steps: Steps that a branched start is trained for.
+        start: `shared` by all networks of an architecture, `own` (drawn by each one's seed), `branched` (a shared
+            start trained for `branch_steps` on the first seen task), or `meta` (trained as long by the loss of all seen
+            tasks, for networks whose heads are fitted).
+        branch_steps: Steps that a branched or meta start is trained for.
+        meta_rate: Learning rate of a meta start.
         optimizers: Optimisers, each of which trains all networks; by default Adam at `learning_rate`.
         num_steps: Optimiser steps of each network.
         checkpoint_steps: Steps whose weights are stored, ascending; 0 is the start.
@@ -156,6 +173,7 @@ class ZooConfig:
     seeds_per_task: int = 4
     start: Start = "shared"
     branch_steps: int = 0
+    meta_rate: float = 0.03
     optimizers: list[ZooOptimizer] = field(default_factory=list)
     num_steps: int = 500
     checkpoint_steps: list[int] = field(default_factory=lambda: [450, 500])
@@ -179,7 +197,7 @@ class ZooConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_seen_tasks + self.num_validation_tasks + self.num_unseen_tasks == 0:
             raise ValueError("num_seen_tasks, num_validation_tasks and num_unseen_tasks are all 0; ask for a task")
-        if (self.start == "branched") != (self.branch_steps > 0):
+        if (self.start in ("branched", "meta")) != (self.branch_steps > 0):
             raise ValueError(f"branch_steps={self.branch_steps} with start={self.start}: give both or neither")
         if self.augment and self.tasks.encoder:
             raise ValueError(

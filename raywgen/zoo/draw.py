@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raywgen.locations import absolute
@@ -10,8 +10,9 @@ from raywgen.tasks import TaskError, draw_subset_tasks
 from raywgen.tasks.encoders import encoder_kind
 from raywgen.tasks.image_tasks import DIGITS, num_classes
 from raywgen.tasks.networks.text_models import PACKAGED, encoder_digest
-from raywgen.tasks.subsets import draw_groups, draw_subsets
-from raywgen.tasks.text_tasks import num_text_classes
+from raywgen.tasks.sentence_words import draw_sentence_words
+from raywgen.tasks.subsets import Groups, draw_groups, draw_subsets
+from raywgen.tasks.text_sets import set_classes
 from raywgen.trust import HUB
 from raywgen.zoo.config import ZooConfig
 
@@ -118,27 +119,54 @@ def _texts(config: ZooConfig) -> Recipes:
 
 def _sentence_groups(config: ZooConfig) -> Recipes:
     tasks = config.tasks
-    classes = tasks.classes or list(range(num_text_classes(tasks.path)))
+    paths = tasks.paths or [tasks.path]
+    of_paths = set_classes(paths)
+    classes = tasks.classes or [number for own in of_paths for number in own]
+    num_known = config.num_validation_tasks + config.num_seen_tasks
+    if tasks.num_unseen_paths:
+        new = {number for own in of_paths[-tasks.num_unseen_paths :] for number in own}
+        unseen = draw_groups([number for number in classes if number in new], config.num_unseen_tasks, config.seed)
+        known = draw_groups([number for number in classes if number not in new], num_known, config.seed)
+        return _sentence_recipes(config, [*unseen, *known])
     if missing := sorted(set(tasks.heldout_classes) - set(classes)):
         raise TaskError(f"tasks.heldout_classes={tasks.heldout_classes}: {missing[0]} is none of the classes {classes}")
     known = [number for number in classes if number not in tasks.heldout_classes]
-    num_known = config.num_validation_tasks + config.num_seen_tasks
     num_unseen = config.num_unseen_tasks
     if tasks.heldout_classes:
         unseen = draw_groups(classes, num_unseen, config.seed, containing=tasks.heldout_classes)
         drawn = unseen + draw_groups(known, num_known, config.seed)
     else:
         drawn = draw_groups(classes, num_unseen + num_known, config.seed)
-    names = ("class_names", "first_layer", "max_tokens", "limit", "test_limit")
-    shared = {"name": "sentence-groups", "path": _absolute(tasks.path), **_pinned(tasks.base, "base")}
-    shared |= {name: getattr(tasks, name) for name in names}
+    return _sentence_recipes(config, drawn)
+
+
+def _sentence_words(config: ZooConfig) -> Recipes:
+    counts = config.num_unseen_tasks, config.num_validation_tasks, config.num_seen_tasks
+    drawn = draw_sentence_words(config.tasks.paths or [config.tasks.path], counts, config.seed)
+    shared = _sentence_recipe(config, "sentence-words")
+    unseen, validation, seen = ([shared | arguments for arguments in part] for part in drawn)
+    return {"seen": seen, "validation": validation, "unseen": unseen}
+
+
+def _sentence_recipes(config: ZooConfig, drawn: Sequence[Groups]) -> Recipes:
+    """Returns the recipes of unseen, validation and seen groups, which are drawn in this order."""
+    shared = _sentence_recipe(config, "sentence-groups") | {"class_names": config.tasks.class_names}
     recipes = [shared | {"groups": [list(group) for group in groups]} for groups in drawn]
+    num_unseen = config.num_unseen_tasks
     first_seen = num_unseen + config.num_validation_tasks
     return {
         "seen": recipes[first_seen:],
         "validation": recipes[num_unseen:first_seen],
         "unseen": recipes[:num_unseen],
     }
+
+
+def _sentence_recipe(config: ZooConfig, name: str) -> dict[str, Any]:
+    """Returns what all tasks on sentences have in common."""
+    tasks = config.tasks
+    paths = [_absolute(path) for path in tasks.paths]
+    shared = {"name": name, "path": paths or _absolute(tasks.path), **_pinned(tasks.base, "base")}
+    return shared | {key: getattr(tasks, key) for key in ("first_layer", "max_tokens", "limit", "test_limit")}
 
 
 def _pinned(path: str, key: str) -> dict[str, str]:
@@ -181,4 +209,5 @@ _DRAW = {
     "domains": _domains,
     "texts": _texts,
     "sentence-groups": _sentence_groups,
+    "sentence-words": _sentence_words,
 }

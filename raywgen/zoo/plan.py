@@ -27,6 +27,7 @@ from raywgen.tasks.train_loop import Execution
 from raywgen.weights import KeyedNoise, Layout, StateDict
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.draw import draw_tasks, network_recipes
+from raywgen.zoo.meta_start import meta_trained
 
 # The last trajectory of a seen task is held out.
 _HELD_OUT = {"seen": "heldout"}
@@ -40,9 +41,9 @@ class Start:
 
     Attributes:
         network: Name, recipe and layout.
-        state: The shared or branched start; if each network has its own start, an example of one.
+        state: The shared, branched or meta start; if each network has its own start, an example of one.
         seed: Seed of the start.
-        kind: `shared`, `own` or `branched`.
+        kind: `shared`, `own`, `branched` or `meta`.
     """
 
     network: NetworkFacts
@@ -117,7 +118,8 @@ def plan_zoo(config: ZooConfig, executions: Mapping[str, Execution] | None = Non
     recipes = draw_tasks(config)
     tasks = {split: [build_task(recipe) for recipe in of_split] for split, of_split in recipes.items()}
     every = [task for of_split in tasks.values() for task in of_split]
-    starts = [_start(recipe, config, index, every[0]) for index, recipe in enumerate(network_recipes(config))]
+    seen = tasks["seen"]
+    starts = [_start(recipe, config, index, every[0], seen) for index, recipe in enumerate(network_recipes(config))]
     trajectories = _trajectory_specs(config, tasks)
     stacks = [
         stack
@@ -143,7 +145,7 @@ def initial_state(recipe: Mapping[str, object], seed: int) -> StateDict:
         return build_network(recipe).state_dict()
 
 
-def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task) -> Start:
+def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task, seen: list[Task]) -> Start:
     seed = config.seed + index
     state = initial_state(recipe, seed)
     _try(recipe, state, first)
@@ -154,6 +156,9 @@ def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task) -
         module = build_network(recipe)
         (end,) = fit(module, begin, data, one, order_seeds=[seed], record_steps=[config.branch_steps])
         state = {name: tensor[0] for name, tensor in end.state_N.items()}
+    if config.start == "meta":
+        rates = {"num_steps": config.branch_steps, "learning_rate": config.meta_rate}
+        state = meta_trained(build_network(recipe).eval(), state, seen, seed=seed, **rates)
     network = NetworkFacts(name=network_name(recipe), recipe=recipe, layout=Layout.from_state_dict(state))
     return Start(network=network, state=state, seed=seed, kind=config.start)
 

@@ -14,6 +14,7 @@ from raywgen.corpus import CheckpointFacts, Shard, write_shard
 from raywgen.corpus.facts import FactValue
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.tasks import FitData, OnStep, Recorded, Task, build_network, build_task, fit, repeat_state
+from raywgen.tasks.text_sets import paths_of
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.measure import measure
@@ -122,7 +123,7 @@ def write_stack(stack: ZooStack, tasks: list[Task], recorded: list[Recorded], ro
 
 
 def write_start(start: Start, root: str) -> Shard:
-    """Writes the shared or branched start itself, a checkpoint of the split "base"."""
+    """Writes the start that networks share itself, a checkpoint of the split "base"."""
     source, licence = _DIGITS
     facts = CheckpointFacts(
         checkpoint_id=start.checkpoint_id,
@@ -200,7 +201,7 @@ def _facts(stack: ZooStack, n: int, task_id: str, step: int, loss: float, accura
     own = start.kind == "own"
     seen = spec.task_recipe.get("task", spec.task_recipe)
     on_digits = seen["name"] == "digits-subset"
-    source, licence = _DIGITS if on_digits else (f"raywgen zoo on {seen['path']}", "unknown")
+    source, licence = _DIGITS if on_digits else (f"raywgen zoo on {', '.join(paths_of(seen['path']))}", "unknown")
     more: dict[str, FactValue] = {
         "sam_rho": one.sam.rho,
         "sam_adaptive": one.sam.adaptive,

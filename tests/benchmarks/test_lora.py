@@ -11,7 +11,8 @@ from raywgen.benchmarks.lora_rows import AdapterRows
 from raywgen.benchmarks.trained import trained_zoo
 from tests.text_encoders import SIGNS, make_encoder, make_sentences
 
-ROWS = ("head", "average", "nearest", "gradient", "gradient_all", "shared", "hypernetwork", "igpg", "shuffled")
+ROWS = ("head", "average", "nearest", "nearest_text", "regression", "gradient", "gradient_all", "shared", "shuffled")
+WRITTEN = tuple(f"{name}{part}" for name in ("hypernetwork", "igpg") for part in ("", "_text", "_examples"))
 RUN = ["num_condition_samples=8", "num_query_samples=8", "precision=fp32", "generator.task_loss.num_steps=3"]
 
 
@@ -28,6 +29,7 @@ def small(folder: Path) -> LoRAConfig:
         classes=[0, 1, 2, 3],
         class_names=SIGNS,
         methods=["hypernetwork", "igpg"],
+        distributed=False,
         shots=[4],
         rates=[1e-2],
         steps=[2, 4],
@@ -48,8 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_row_is_judged_on_the_same_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYWGEN_CACHE", str(folder / "cache"))
     figures, conditions = measure(small(folder))
-    assert set(figures) == {f"{prefix}{name}_4" for name in ROWS for prefix in ("", "ms_")}
-    assert all(0 <= figures[f"{name}_4"] <= 100 for name in ROWS)
+    assert set(figures) == {f"{prefix}{name}_4" for name in (*ROWS, *WRITTEN) for prefix in ("", "ms_")}
+    assert all(0 <= figures[f"{name}_4"] <= 100 for name in (*ROWS, *WRITTEN))
     assert all(figures[f"ms_{name}_4"] > 0 for name in ("nearest", "gradient", "hypernetwork", "igpg", "shuffled"))
     (details,) = conditions["each"]
     assert details["gradient"]["rate"] == 1e-2

@@ -25,6 +25,24 @@ def test_a_condition_repeats_network_by_network() -> None:
     assert torch.equal(repeated.labels_BS, condition.labels_BS[[0, 0, 0, 1, 1, 1]])
 
 
+def test_what_is_left_out_goes_with_its_networks() -> None:
+    condition = Condition(
+        instructions=("a", "b"), samples_BSF=torch.zeros(2, 3, 2), labels_BS=torch.zeros(2, 3, dtype=torch.int64)
+    )
+    assert condition.is_dropped_B2 is None
+    by_text, by_samples = condition.reading(samples=False), condition.reading(instruction=False)
+    joined = Condition.join([condition.first(1), by_text, by_samples.first(1)])
+    assert joined.is_dropped_B2 is not None
+    assert joined.is_dropped_B2.tolist() == [[False, False], [False, True], [False, True], [True, False]]
+    for part in (joined.take(torch.tensor([3, 1])), joined.take(torch.tensor([3, 1])).to(torch.device("cpu"))):
+        assert part.is_dropped_B2 is not None
+        assert part.is_dropped_B2.tolist() == [[True, False], [False, True]]
+    repeated = joined.first(2).repeat(2).is_dropped_B2
+    assert repeated is not None
+    assert repeated.tolist() == [[False, False], [False, False], [False, True], [False, True]]
+    assert Condition.join([condition, condition]).is_dropped_B2 is None
+
+
 @pytest.mark.parametrize("shared_start", [True, False])
 def test_normalised_weights_have_unit_scale_per_tensor_and_come_back(shared_start: bool) -> None:
     layout = Layout.from_state_dict(nn.Linear(6, 4).state_dict())

@@ -222,6 +222,26 @@ def test_a_heldout_class_is_in_every_unseen_task_alone(sentences: dict[str, Any]
         draw_tasks(zoo("sentence-groups", **sentences, heldout_classes=[7]))
 
 
+def test_the_last_files_are_left_out_whole(sentences: dict[str, Any], tmp_path: Path) -> None:
+    other = make_sentences(tmp_path / "others.parquet", num=60)
+    given = sentences | {"paths": [sentences["path"], other], "num_unseen_paths": 1, "class_names": [*SIGNS, *SIGNS]}
+    drawn = draw_tasks(zoo("sentence-groups", **given))
+    assert {split: len(recipes) for split, recipes in drawn.items()} == {"seen": 5, "validation": 2, "unseen": 3}
+    for split, recipes in drawn.items():
+        for recipe in recipes:
+            assert recipe["path"] == given["paths"]
+            numbers = {number for group in recipe["groups"] for number in group}
+            assert numbers <= (set(range(4, 8)) if split == "unseen" else set(range(4)))
+    with pytest.raises(ValueError, match="give fewer than there are"):
+        zoo("sentence-groups", **sentences, paths=[other], num_unseen_paths=1)
+
+
+def test_tasks_on_words_are_drawn_from_the_sentences(sentences: dict[str, Any]) -> None:
+    given = {name: value for name, value in sentences.items() if name != "class_names"}
+    with pytest.raises(TaskError, match="half of which are about a word each"):
+        draw_tasks(zoo("sentence-words", **given))
+
+
 def test_the_base_of_an_adapter_is_pinned(sentences: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(sentences["base"]).parent)
     adapter = {"name": "lora", "base": {"name": "upper-layers", "path": "encoder"}, "rank": 2, "targets": ["query"]}

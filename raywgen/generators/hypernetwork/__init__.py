@@ -9,17 +9,17 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
-from raywgen.generators.settings import GeneratorConfig, StageConfig
+from raywgen.generators.settings import GeneratorConfig, StageConfig, check_condition_dropout
 from raywgen.generators.stage import Stage, StageLoss, StageNeeds
 from raywgen.nn.batch_norm import Statistics
-from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder, dropped_parts
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 from raywgen.weights.chunks import from_chunks, num_position_features, position_features
 
@@ -32,13 +32,22 @@ class HypernetworkConfig(GeneratorConfig):
 
     Attributes:
         width: H.
+        condition_dropout: Share of networks trained without a part of their condition: instruction, samples and both in
+            equal parts. Writing from instruction or samples alone needs it above 0.
+        from_base: Whether every network is the corpus' base when training begins, its shared start or its mean, and not
+            random values about it.
         statistics: Statistics of batch normalisation in the networks whose loss is taken: `stored` or `batch`.
         task_loss: The only stage.
     """
 
     width: int = 128
+    condition_dropout: float = 0.0
+    from_base: bool = False
     statistics: Statistics = "stored"
     task_loss: StageConfig = field(default_factory=lambda: StageConfig(num_steps=1000))
+
+    def __post_init__(self) -> None:
+        check_condition_dropout(self.condition_dropout)
 
 
 class Hypernetwork(Generator[HypernetworkConfig]):
@@ -55,10 +64,20 @@ class Hypernetwork(Generator[HypernetworkConfig]):
             max_classes=data.max_classes,
             num_position_features=num_position_features(),
             width=H,
+            can_drop=config.condition_dropout > 0,
         )
         self.condition_summary = ConditionSummary(H)
         self.position = PositionEncoder(num_position_features(), H)
-        self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, _CHUNK_LENGTH))
+        last = nn.Linear(2 * H, _CHUNK_LENGTH)
+        self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), last)
+        if config.from_base:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether it was trained without parts of its condition."""
+        return self.condition.dropped is not None
 
     def all_stages(self) -> list[Stage]:
         """Returns the task-loss stage alone."""
@@ -68,7 +87,9 @@ class Hypernetwork(Generator[HypernetworkConfig]):
         """Returns flat vectors `(B, D)`, differentiable in all parameters."""
         positions_MG = position_features(layout, _CHUNK_LENGTH, self.device)
         mean_G = positions_MG.mean(dim=0)
-        tokens_BTH = self.condition(condition.instructions, condition.samples_BSF, condition.labels_BS, mean_G)
+        tokens_BTH = self.condition(
+            condition.instructions, condition.samples_BSF, condition.labels_BS, mean_G, condition.is_dropped_B2
+        )
         chunks_BMK = self.body(self.condition_summary(tokens_BTH, self.position(positions_MG)))
         return normalizer.denormalise(from_chunks(chunks_BMK, layout.num_values))
 
@@ -107,6 +128,9 @@ class HypernetworkStage(Stage):
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the class-balanced cross-entropy on the query samples."""
-        values_BD = self.generator.values(batch.condition, batch.layout, self.generator.normalizer(batch.layout))
-        loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self.generator.config.statistics)
+        config, condition = self.generator.config, batch.condition
+        if self.training and config.condition_dropout > 0:
+            condition = replace(condition, is_dropped_B2=dropped_parts(noise, config.condition_dropout))
+        values_BD = self.generator.values(condition, batch.layout, self.generator.normalizer(batch.layout))
+        loss_B, accuracy_B = task_loss(values_BD, batch, statistics=config.statistics)
         return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})

@@ -8,7 +8,13 @@ from typing import Literal
 
 from raywgen.config_places import PLACE
 from raywgen.generators.common.tokenizer import TokenizerConfig
-from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
+from raywgen.generators.settings import (
+    GeneratorConfig,
+    OptimizerConfig,
+    Sampling,
+    StageConfig,
+    check_condition_dropout,
+)
 from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.decoding import Compile
 from raywgen.nn.precision import Precision
@@ -36,7 +42,7 @@ class PriorConfig(StageConfig):
         data_encoder: Frozen encoder that turns labelled samples into features: a folder that `raywgen encoder train`
             wrote, `package.module:Class` or `hf:NAME`; empty for the samples as they are.
         condition_dropout: Share of networks trained without a part of their condition: instruction, samples and both
-            in equal parts. Guidance needs it above 0.
+            in equal parts. Guidance needs it above 0, and so does writing from instruction or samples alone.
         independent_share: Share of networks trained with chunks that do not see each other.
         dropout: Dropout rate of the residual branches; the only noise that depends on the number of workers.
         tokens: Source of the tokens that are learned: `none` encodes the weights of each batch, `auto` encodes the
@@ -67,11 +73,9 @@ class PriorConfig(StageConfig):
             raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}, or be 0")
         if self.window < 0:
             raise ValueError(f"window={self.window}: give a number of chunks, or 0 for whole networks")
-        if not 0 <= self.condition_dropout < 1 or not 0 <= self.independent_share <= 1:
-            raise ValueError(
-                f"condition_dropout={self.condition_dropout} must lie in [0, 1), "
-                f"independent_share={self.independent_share} in [0, 1]"
-            )
+        check_condition_dropout(self.condition_dropout)
+        if not 0 <= self.independent_share <= 1:
+            raise ValueError(f"independent_share={self.independent_share} must lie in [0, 1]")
         check_text_encoder(self.text_encoder)
         if self.data_encoder and encoder_kind(self.data_encoder) == "folder" and "://" not in self.data_encoder:
             # A worker starts in a folder of its own.
@@ -144,6 +148,7 @@ class IGPGTaskLossConfig(StageConfig):
         nll_weight: Weight of the token likelihood that is kept beside the task's loss.
         l2_anchor_weight: Weight of the mean squared distance to the corpus' network, in units of each tensor's scale.
             If each network has a start of its own, it pulls all towards one and should be 0.
+        condition_dropout: As of the prior, for this stage; needs that of the prior above 0.
         diversity_weight: Weight of `diversity_loss`, which keeps networks of a batch apart, times their mean confidence
             in the right classes beyond chance. If all are of one task, that task's loss alone makes them nearly equal.
             Above 0 it also gives the generator a coder through which a chunk's draw affects that chunk.
@@ -159,9 +164,14 @@ class IGPGTaskLossConfig(StageConfig):
     temperature: float = 0.5
     nll_weight: float = 0.1
     l2_anchor_weight: float = 0.1
+    condition_dropout: float = 0.0
     diversity_weight: float = 0.0
     windows: Windows = "sequential"
     statistics: Statistics = "stored"
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        check_condition_dropout(self.condition_dropout)
 
 
 @dataclass(kw_only=True)
@@ -179,3 +189,10 @@ class IGPGConfig(GeneratorConfig):
     prior: PriorConfig = field(default_factory=PriorConfig)
     task_loss: IGPGTaskLossConfig = field(default_factory=IGPGTaskLossConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.task_loss.condition_dropout > 0 and self.prior.condition_dropout == 0:
+            raise ValueError(
+                f"task_loss.condition_dropout={self.task_loss.condition_dropout}: the prior leaves nothing out; give "
+                "prior.condition_dropout=0.1 or more"
+            )

@@ -130,6 +130,11 @@ class IGPG(Generator[IGPGConfig]):
         """Returns the tokeniser as it encodes whole corpora."""
         return TokenizerEncoder(self.tokenizer, self.normalizers)
 
+    @property
+    def reads_parts(self) -> bool:
+        """Whether the prior was trained without parts of its condition."""
+        return self.prior.condition.dropped is not None
+
     def encoders(self) -> dict[str, str]:
         """Returns the encoder of the samples, if there is one."""
         encoder = self.config.prior.data_encoder

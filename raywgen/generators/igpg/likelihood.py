@@ -15,6 +15,7 @@ from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
+from raywgen.nn.conditions import dropped_parts
 from raywgen.weights import KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch, Windows
 
 
@@ -84,14 +85,6 @@ def _mixed_log_likelihood(
         log_p_BWL = prior.head.log_likelihood(hidden_BWH, alone.codes_BWL, rvq, alone.padding_codes_WL)
         total = total + (log_p_BWL * alone.weight).sum()
     return total
-
-
-def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
-    """Draws whose instruction and samples are left out, bool `(B, 2)`: each alone, or both, a third of `share`."""
-    u_B = noise.uniform(1)[:, 0] / share
-    no_instruction_B = (u_B < 1 / 3) | ((u_B >= 2 / 3) & (u_B < 1))
-    no_samples_B = (u_B >= 1 / 3) & (u_B < 1)
-    return torch.stack([no_instruction_B, no_samples_B], dim=1)
 
 
 def _log_likelihood(prior: Prior, prefix_BTH: Tensor, seen: _TokenWindow, rvq: Codebooks) -> Tensor:

@@ -80,8 +80,10 @@ class Prior(nn.Module):
         Args:
             cond: The conditions of B networks.
             mean_position_G: Mean of the position features of the layout's chunks.
-            is_dropped_B2: For which networks the instruction, and the samples, are left out, bool.
+            is_dropped_B2: For which networks the instruction, and the samples, are left out, bool; by default as the
+                conditions say.
         """
+        is_dropped_B2 = cond.is_dropped_B2 if is_dropped_B2 is None else is_dropped_B2
         samples_BSF = cond.samples_BSF if self.data is None else self.data(cond.samples_BSF)
         return self.condition(cond.instructions, samples_BSF, cond.labels_BS, mean_position_G, is_dropped_B2)
 

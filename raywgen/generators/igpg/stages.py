@@ -6,6 +6,7 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
+from raywgen.nn.conditions import dropped_parts
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 
@@ -249,9 +251,12 @@ class IGPGTaskLossStage(Stage):
         temperature = self.config.temperature
         self.prior.eval()  # The tokens of a sample must be those that generation would write.
         only_tokens = SamplingConfig(decoding="tokens", windows=self.config.windows)
-        sample = sample_tokens(self.prior, batch.condition, table, rvq, noise, temperature, only_tokens)
+        condition = batch.condition
+        if self.training and self.config.condition_dropout > 0:
+            condition = replace(condition, is_dropped_B2=dropped_parts(noise, self.config.condition_dropout))
+        sample = sample_tokens(self.prior, condition, table, rvq, noise, temperature, only_tokens)
         self.prior.train(self.training)
-        hidden_BMH = self.prior.hidden(sample.codes_BML, batch.condition, table, rvq, only_tokens)
+        hidden_BMH = self.prior.hidden(sample.codes_BML, condition, table, rvq, only_tokens)
         expected_BMK = self.prior.head.expected_latents(hidden_BMH, rvq, padding_codes_XL=table.padding_codes_ML)
         drawn_BMK, mask_MK = rvq.decode(sample.codes_BML), tokenizer.mask(layout)
         chunks_BMK = task_loss_chunks(

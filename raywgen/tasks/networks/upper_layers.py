@@ -62,9 +62,13 @@ class UpperLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits `(S, C)`, or features `(S, H)`, of sentences `(S, H + T * H)`."""
+        return self.classifier(mean_feature(*self.last_hidden(x)))
+
+    def last_hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the last hidden states `(S, T, H)` of sentences `(S, H + T * H)`, and which tokens are real."""
         hidden_STH = x.unflatten(-1, (-1, self.width))[:, 1:]
         is_real_ST = (hidden_STH != 0).any(dim=-1)
-        return self.classifier(mean_feature(self._last(hidden_STH, is_real_ST), is_real_ST))
+        return self._last(hidden_STH, is_real_ST), is_real_ST
 
     def _last(self, hidden_STH: Tensor, is_real_ST: Tensor) -> Tensor:
         """Returns the last hidden states `(S, T, H)`, given those below these layers."""

@@ -14,8 +14,10 @@ from raywgen.config import ConfigError, load_config
 from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
-from raywgen.generators.igpg.likelihood import dropped_parts, token_nll
+from raywgen.generators.igpg.config import IGPGTaskLossConfig
+from raywgen.generators.igpg.likelihood import token_nll
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage
+from raywgen.nn.conditions import dropped_parts
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import DEEP, SMALL, igpg, igpg_config, layout_of, noise_for, train, values_of, weight_batch
 
@@ -185,10 +187,27 @@ def test_a_bundle_with_all_settings_writes_the_same_again(tmp_path) -> None:
         ("num_kv_heads=3", "num_kv_heads=3 must divide num_heads=4"),
         ("window=-1", "window=-1"),
         ("condition_dropout=1", r"condition_dropout=1.0 must lie in \[0, 1\)"),
-        ("independent_share=2", r"independent_share=2.0 in \[0, 1\]"),
+        ("independent_share=2", r"independent_share=2.0 must lie in \[0, 1\]"),
         ("text_encoder=letters", "give one of words, bytes, hf:NAME"),
     ],
 )
 def test_settings_are_checked(wrong: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(IGPGConfig, None, [f"prior.{wrong}"])
+
+
+def test_the_task_loss_stage_leaves_parts_out_where_the_prior_does() -> None:
+    config = igpg_config()
+    config.prior.condition_dropout = 0.3
+    config.task_loss.condition_dropout = 0.9
+    generator = igpg(config)
+    assert generator.reads_parts
+    stage = next(stage for stage in generator.all_stages() if isinstance(stage, IGPGTaskLossStage))
+    batch = weight_batch(SMALL, 8)
+    losses = []
+    for is_training in (True, False):
+        stage.train(is_training)
+        losses.append(float(stage(batch, noise_for(8)).loss.detach()))
+    assert losses[0] != losses[1]
+    with pytest.raises(ValueError, match="the prior leaves nothing out"):
+        IGPGConfig(task_loss=IGPGTaskLossConfig(condition_dropout=0.5))
