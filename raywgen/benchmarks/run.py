@@ -120,7 +120,7 @@ def main() -> None:
         result = run(given_once(arguments))
     except (ValueError, KeyError) as error:
         Console(stderr=True, emoji=False).print(
-            f"[bold red]error:[/bold red] {error.args[0]}", highlight=False, soft_wrap=True
+            f"[bold red]error:[/bold red] {escape(str(error.args[0]))}", highlight=False, soft_wrap=True
         )
         sys.exit(1)
     table = Table("figure", "value", title=f"benchmark {result['benchmark']}")

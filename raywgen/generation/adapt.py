@@ -52,10 +52,10 @@ def adapt(config: AdaptConfig) -> Adapted:
     if trained.sentences is not None:
         local_out(config.out, "adapter", "raywgen adapt")
         return adapt_text(config, trained, trained.sentences)
-    if config.instruction or config.test or config.best_of > 1:
+    if config.instruction or config.test or config.best_of > 1 or config.reads != "both":
         raise ConditionError(
-            "instruction, test and best_of are of adapters of a text encoder; this generator adapts by examples alone, "
-            "so leave them out"
+            "instruction, test, reads and best_of are of adapters of a text encoder; this generator adapts by examples "
+            "alone, so leave them out"
         )
     local_file(config.out, AdaptConfig.out, "raywgen adapt")
     samples, labels_S, classes = read_support(config.support, trained)

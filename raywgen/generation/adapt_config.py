@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from raywgen.nn.devices import Device
 from raywgen.tasks.standing import Standing
@@ -21,6 +22,8 @@ class AdaptConfig:
             folder, as the PEFT library loads it.
         instruction: The task in words, for adapters of a text encoder; by default a question with the classes' names.
         test: Labelled sentences that nothing is chosen by, on which the adapter is judged, too.
+        reads: What a generator of adapters of a text encoder reads: `both`, the `instruction` or the `examples` alone,
+            which it must have been trained for by `condition_dropout`. The head is fitted to the examples all the same.
         best_of: Adapters of a text encoder that are generated, of which that with the lowest loss on the examples is
             kept, each example left out in turn.
         policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`, for a
@@ -35,6 +38,7 @@ class AdaptConfig:
     out: str = "adapted.safetensors"
     instruction: str = ""
     test: str = ""
+    reads: Literal["both", "instruction", "examples"] = "both"
     best_of: int = 1
     policy: str = ""
     temperature: float = 0.0

@@ -15,6 +15,7 @@ from raywgen.generation.best import candidate_logits, generate_best
 from raywgen.generation.conditions import make_condition
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.judge import remedies, warn_of_chance
+from raywgen.generators import Generator
 from raywgen.tasks import build_network
 from raywgen.tasks.networks.text_adapter import HEAD, text_adapter
 from raywgen.tasks.ridge_head import fit_ridge_head
@@ -24,7 +25,7 @@ from raywgen.tasks.standing import Standing, standing
 from raywgen.tasks.text_datasets import TextData, load_texts
 from raywgen.tasks.user_data import ConditionError
 from raywgen.trust import reading
-from raywgen.weights import save_state_dict
+from raywgen.weights import Condition, save_state_dict
 from raywgen.weights.adapters import write_adapter
 
 FACTS = "adapted.json"
@@ -52,6 +53,8 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
         samples_SF = form.samples(data.sentences)
     encoded = time.perf_counter()
     condition = make_condition(generator, instruction, (samples_SF, labels_S), config.policy)
+    if config.reads != "both":
+        condition = _of_one_part(generator, condition, config.reads)
     (layout,) = generator.layouts
     with reading(config.generator):
         module = build_network(form.network).eval()
@@ -83,6 +86,16 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
         generate_ms=_MILLISECONDS * taken,
         **judged,
     )
+
+
+def _of_one_part(generator: Generator, condition: Condition, reads: str) -> Condition:
+    """Returns the condition from which a generator reads the instruction alone, or the examples alone."""
+    if not generator.reads_parts:
+        raise ConditionError(
+            f"reads={reads}: this generator was always trained with both; train it with condition_dropout above 0 "
+            "(hypernetwork, IGPG), or leave reads out"
+        )
+    return condition.reading(instruction=reads == "instruction", samples=reads == "examples")
 
 
 def _num_classes(data: TextData, path: str) -> int:

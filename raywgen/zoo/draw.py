@@ -198,6 +198,8 @@ def _absolute_network(recipe: dict[str, Any]) -> dict[str, Any]:
     absolutes: dict[str, Any] = {"weights": _absolute(weights)} if weights else {}
     if isinstance(base, Mapping) and base.get("name") == "upper-layers":
         absolutes["base"] = {**base, **_pinned(str(base.get("path", PACKAGED)), "path")}
+    if isinstance(base, Mapping) and base.get("name") == "causal-lm" and not str(base["path"]).startswith(HUB):
+        absolutes["base"] = {**base, "path": absolute(str(base["path"]))}
     return recipe | absolutes
 
 

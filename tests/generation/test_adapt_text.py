@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,13 +17,17 @@ from typer.testing import CliRunner
 from raywgen.cli import app
 from raywgen.corpus import Corpus
 from raywgen.generation import AdaptConfig, adapt, load
+from raywgen.generators import StageConfig
+from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.out_folder import OutError
 from raywgen.tasks import TaskError, balanced_accuracy, build_network
 from raywgen.tasks.networks.text_adapter import HEAD
 from raywgen.tasks.networks.text_models import encoder_digest
 from raywgen.tasks.ridge_head import fit_ridge_head
 from raywgen.tasks.user_data import ConditionError
-from raywgen.weights.adapters import read_adapter
+from raywgen.training import TrainConfig, launch
+from raywgen.weights import StateDict
+from raywgen.weights.adapters import adapter_tensors, read_adapter
 from tests.generation.test_adapter_sink import corpus, folder, run
 from tests.generation.test_generate import bundle
 from tests.text_encoders import make_encoder
@@ -150,12 +154,40 @@ def test_an_encoder_that_changed_since_training_is_refused(
         encoder_digest.cache_clear()
 
 
-@pytest.mark.parametrize("changes", [{"instruction": "Which?"}, {"test": "test.parquet"}])
+@pytest.mark.parametrize("changes", [{"instruction": "Which?"}, {"test": "test.parquet"}, {"reads": "examples"}])
 def test_settings_of_sentences_are_refused_by_other_generators(
     bundle: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ConditionError, match="are of adapters of a text encoder"):
         adapt(AdaptConfig(generator=bundle, support="any.npz", out=str(tmp_path / "out"), **changes))
+
+
+def test_a_generator_reads_a_part_alone_if_it_was_trained_to(
+    corpus: Corpus, run: str, support: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConditionError, match="reads=examples: this generator was always trained with both"):
+        adapt(AdaptConfig(generator=run, support=support, out=str(tmp_path / "none"), reads="examples"))
+    config = TrainConfig(
+        method="hypernetwork",
+        generator=HypernetworkConfig(width=16, condition_dropout=0.5, task_loss=StageConfig(num_steps=4, batch_size=4)),
+        corpus=corpus.location,
+        out=str(tmp_path / "run"),
+        num_workers=0,
+        num_condition_samples=12,
+        num_query_samples=12,
+    )
+    launch([config])
+
+    def factors(reads: Literal["both", "instruction", "examples"], instruction: str) -> StateDict:
+        out = str(tmp_path / f"{reads}-{instruction}")
+        adapt(AdaptConfig(generator=config.out, support=support, out=out, reads=reads, instruction=instruction))
+        return adapter_tensors(read_adapter(out))
+
+    def same(reads: Literal["both", "instruction", "examples"]) -> bool:
+        one, other = factors(reads, "Rain or song?"), factors(reads, "Dog or red?")
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    assert [same(reads) for reads in ("both", "instruction", "examples")] == [False, False, True]
 
 
 def test_several_candidates_need_a_temperature() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     return [build_task(shared | {"groups": groups}) for groups in GROUPS]
 
 
-def network(task: Task, head: str = "fitted") -> dict[str, object]:
+def network(task: Task, head: str = "fitted") -> dict[str, Any]:
     base = {"name": "upper-layers", "path": task.recipe["base"], "first_layer": 1, "num_classes": 2, "head": head}
     return ADAPTER | {"base": base}
 
 
-def accuracy(recipe: dict[str, object], state: StateDict, task: Task) -> float:
+def accuracy(recipe: dict[str, Any], state: StateDict, task: Task) -> float:
     """Accuracy on test sentences of a head that is fitted to two training sentences of each class."""
     few_S = torch.cat([(task.train_y_S == label).nonzero().flatten()[:2] for label in (0, 1)])
     state_1 = {name: tensor.unsqueeze(0) for name, tensor in state.items()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raywgen.names import nearest
 from raywgen.nn.bounds import Bounded, TooLargeError
 from raywgen.tasks.base import TaskError
+from raywgen.tasks.networks.causal_lm import causal_lm
 from raywgen.tasks.networks.cifar_resnet import CifarResNet
 from raywgen.tasks.networks.cnn import PlainCNN
 from raywgen.tasks.networks.conv4 import Conv4
@@ -76,6 +77,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "head": Head,
     "lora": lora,
     "upper-layers": upper_layers,
+    "causal-lm": causal_lm,
 }
 _PLAIN = re.compile(r"[\w.+-]*")
 

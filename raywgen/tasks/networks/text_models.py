@@ -61,6 +61,28 @@ def load_encoder_model(path: str) -> nn.Module:
     return _loaded(path, "AutoModel")
 
 
+def load_causal_model(path: str) -> nn.Module:
+    """Loads a causal language model of transformers in eval mode; no code that comes with it is run.
+
+    Raises:
+        TaskError: transformers or the model is missing, or the model cannot be loaded.
+    """
+    return _loaded(path, "AutoModelForCausalLM")
+
+
+def transformers_module() -> Any:
+    """Returns the package transformers.
+
+    Raises:
+        TaskError: It is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise TaskError("text models need transformers; install it by `pip install 'raywgen[hub]'`") from error
+    return transformers
+
+
 @functools.lru_cache(maxsize=8)
 def encoder_width(path: str) -> int:
     """Returns the width of an encoder's hidden states; errors are those of `load_encoder_model`."""
@@ -89,13 +111,10 @@ def encoder_digest(path: str) -> str:
 
 def _loaded(path: str, kind: str) -> Any:
     folder = _folder(path)
-    try:
-        import transformers
-    except ImportError as error:
-        raise TaskError("text encoders need transformers; install it by `pip install 'raywgen[hub]'`") from error
+    transformers = transformers_module()
     from_pretrained: Callable[..., Any] = getattr(transformers, kind).from_pretrained
     given: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not path.startswith(HUB)}
-    if kind == "AutoModel":
+    if kind.startswith("AutoModel"):
         # Its own attention, because `vmap` runs torch's for one network after another.
         given |= {"use_safetensors": True, "dtype": torch.float32, "attn_implementation": "eager"}
     shows_bars = transformers.utils.logging.is_progress_bar_enabled()
@@ -104,7 +123,7 @@ def _loaded(path: str, kind: str) -> Any:
         found = from_pretrained(folder, **given)
     except Exception as error:  # Its loaders raise errors of several libraries.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TaskError(f"{path}: transformers cannot load this text encoder ({first}); check its folder") from error
+        raise TaskError(f"{path}: transformers cannot load this text model ({first}); check its folder") from error
     finally:
         if shows_bars:
             transformers.utils.logging.enable_progress_bar()
@@ -120,5 +139,5 @@ def _folder(path: str) -> str:
         return path.removeprefix(HUB)
     folder = Path(os.path.expanduser(path))
     if not (folder / "config.json").is_file():
-        raise TaskError(f"{path} holds no config.json; give the folder of a text encoder, {HUB}NAME, or {PACKAGED}")
+        raise TaskError(f"{path} holds no config.json; give the folder of a text model, {HUB}NAME, or {PACKAGED}")
     return str(folder)
