@@ -11,20 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.nn.text_encoders import build_text_encoder
-from raywgen.weights import KeyedNoise
 
 
 def class_members(labels_BS: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """One-hot labels `(B, S, C)`; unlike torch's own it looks at no value, so it runs under `vmap`."""
     return (labels_BS.unsqueeze(-1) == torch.arange(num_classes, device=labels_BS.device)).to(dtype)
-
-
-def dropped_parts(noise: KeyedNoise, share: float) -> Tensor:
-    """Draws whose instruction and samples are left out, bool `(B, 2)`: each alone, or both, a third of `share`."""
-    u_B = noise.uniform(1)[:, 0] / share
-    no_instruction_B = (u_B < 1 / 3) | ((u_B >= 2 / 3) & (u_B < 1))
-    no_samples_B = (u_B >= 1 / 3) & (u_B < 1)
-    return torch.stack([no_instruction_B, no_samples_B], dim=1)
 
 
 class SampleEncoder(nn.Module):

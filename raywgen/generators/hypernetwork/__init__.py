@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from raywgen.generators.common.dropped import dropped_parts
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.settings import GeneratorConfig, StageConfig, check_condition_dropout
 from raywgen.generators.stage import Stage, StageLoss, StageNeeds
 from raywgen.nn.batch_norm import Statistics
-from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder, dropped_parts
+from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 from raywgen.weights.chunks import from_chunks, num_position_features, position_features
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.dropped import dropped_parts
 from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.common.tokenizer.windows import random_windows
 from raywgen.generators.igpg.head import Codebooks
 from raywgen.generators.igpg.prior import Prior
-from raywgen.nn.conditions import dropped_parts
 from raywgen.weights import KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch, Windows
 
 

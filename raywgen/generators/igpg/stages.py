@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from raywgen.generators.common.dropped import dropped_parts
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, SamplingConfig
@@ -19,7 +20,6 @@ from raywgen.generators.igpg.prior import Prior
 from raywgen.generators.igpg.token_sampling import sample_tokens
 from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
 from raywgen.nn.coders import Coder
-from raywgen.nn.conditions import dropped_parts
 from raywgen.nn.quantisers import AllReduce
 from raywgen.weights import KeyedNoise, Layout, NormalizerTable, WeightBatch, Windows
 

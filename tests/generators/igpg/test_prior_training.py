@@ -13,11 +13,11 @@ import torch
 from raywgen.config import ConfigError, load_config
 from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
+from raywgen.generators.common.dropped import dropped_parts
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.config import IGPGTaskLossConfig
 from raywgen.generators.igpg.likelihood import token_nll
 from raywgen.generators.igpg.stages import IGPGTaskLossStage, PriorStage
-from raywgen.nn.conditions import dropped_parts
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import DEEP, SMALL, igpg, igpg_config, layout_of, noise_for, train, values_of, weight_batch
 
