@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from raywgen.benchmarks import record
 from raywgen.config import given_once, load_config
 from raywgen.config_help import describe
 from raywgen.names import nearest
@@ -104,6 +105,7 @@ def settings_table(name: str) -> Table:
     table = Table("setting", "default", "meaning", title=f"benchmark {name}")
     for setting in describe(get_type_hints(_measure(name))["config"]):
         table.add_row(*(escape(text) for text in (setting.key, setting.default, setting.help)))
+    table.add_row(record.SETTING, "", record.HELP)
     return table
 
 
@@ -117,7 +119,11 @@ def main() -> None:
         if "--help" in arguments:
             Console().print(settings_table(arguments[0]))
             return
-        result = run(given_once(arguments))
+        settings, path = record.split_record(given_once(arguments))
+        file = record.record_file(path, settings[0]) if path and settings else None
+        result = run(settings)
+        if file is not None:
+            record.write_record(result, settings, file)
     except (ValueError, KeyError) as error:
         Console(stderr=True, emoji=False).print(
             f"[bold red]error:[/bold red] {escape(str(error.args[0]))}", highlight=False, soft_wrap=True

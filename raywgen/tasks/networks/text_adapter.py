@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from raywgen.tasks.networks.causal_lm import causal_name
 from raywgen.tasks.networks.text_models import PACKAGED, PACKAGED_NAME
 from raywgen.trust import HUB
@@ -16,12 +14,10 @@ from raywgen.weights.adapters import LoRAAdapter
 HEAD = "head.safetensors"
 """The file beside an adapter that holds its head: `classifier.weight`, `(C, H)`, and `classifier.bias`.
 
-It reads the mean of the last hidden states over a sentence's tokens, divided by the root of its mean square. Adapters
-of `BertForSequenceClassification` have theirs in the adapter's own file.
+It reads the mean of the last hidden states over a sentence's tokens, divided by the root of its mean square.
 """
 _CLASSIFIER = "classifier."
 _CAUSAL = "causal-lm"
-_POOLER, _BERT = "pooler", "bert."
 _BASES = ("upper-layers", _CAUSAL)
 
 
@@ -51,8 +47,6 @@ def text_adapter(recipe: Mapping[str, Any], state: StateDict) -> tuple[LoRAAdapt
     path, is_causal = str(recipe["base"].get("path", PACKAGED)), recipe["base"]["name"] == _CAUSAL
     whole = {name: tensor for name, tensor in state.items() if not name.endswith((".lora_A", ".lora_B"))}
     head = {name: tensor for name, tensor in whole.items() if name.startswith(_CLASSIFIER)}
-    if recipe["base"].get("pooling") == _POOLER:
-        return _classifier_adapter(factors, scale, whole, path), {}
     adapter = LoRAAdapter(
         factors=factors,
         scales=dict.fromkeys(names, scale),
@@ -61,16 +55,3 @@ def text_adapter(recipe: Mapping[str, Any], state: StateDict) -> tuple[LoRAAdapt
         task_type="CAUSAL_LM" if is_causal else "FEATURE_EXTRACTION",
     )
     return adapter, head
-
-
-def _classifier_adapter(
-    factors: Mapping[str, tuple[Tensor, Tensor]], scale: float, whole: StateDict, path: str
-) -> LoRAAdapter:
-    """Returns an adapter of `BertForSequenceClassification`, which holds the encoder by a name of its own."""
-    return LoRAAdapter(
-        factors={f"{_BERT}{name}": pair for name, pair in factors.items()},
-        scales=dict.fromkeys((f"{_BERT}{name}" for name in factors), scale),
-        whole={name if name.startswith(_CLASSIFIER) else f"{_BERT}{name}": tensor for name, tensor in whole.items()},
-        base=PACKAGED_NAME if path == PACKAGED else path.removeprefix(HUB),
-        task_type="SEQ_CLS",
-    )

@@ -1,0 +1,44 @@
+"""What mkdocs calls while it builds the site: generated pages, records of benchmarks, formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mathml import with_mathml
+from mkdocs.structure.files import File, Files
+from record_pages import with_records
+from reference_pages import reference_pages, with_reference
+
+_ROOT = Path(__file__).parents[2]
+# Files of the clone that are pages of the site, too.
+_SHARED = {"CONTRIBUTING.md": "contributing/index.md", "CHANGELOG.md": "contributing/changelog.md"}
+
+
+def on_config(config: Any) -> Any:
+    """Adds the generated pages to the table of contents."""
+    config["nav"] = with_reference(config["nav"])
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages that are written from the code, and those that the clone keeps at its top."""
+    pages = reference_pages() | {place: _shared(name) for name, place in _SHARED.items()}
+    for place, text in pages.items():
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts the records of benchmarks where a page asks for them."""
+    return with_records(markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Writes formulas as MathML."""
+    return with_mathml(html)
+
+
+def _shared(name: str) -> str:
+    """Returns a file of the clone, with its links into `docs` as seen from a folder below it."""
+    return (_ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
