@@ -14,6 +14,7 @@ from raywgen.cli import app
 from raywgen.cli.settings import SCHEMAS
 from raywgen.config_help import Setting, describe
 from raywgen.generators import METHODS, method
+from raywgen.tasks.networks.registry import NETWORKS
 
 _FOLDER = "reference/configuration"
 _OPTIONS = "| argument | meaning |\n|---|---|"
@@ -26,6 +27,12 @@ def reference_pages() -> dict[str, str]:
     pages[f"{_FOLDER}/index.md"] = _index()
     pages["reference/command-line.md"] = _command_line()
     return pages
+
+
+def with_networks(markdown: str) -> str:
+    """Returns a page with `{{ networks }}` replaced by a table of the networks that recipes name."""
+    rows = [f"| `{name}` | {_first_line(build)} |" for name, build in NETWORKS.items()]
+    return markdown.replace("{{ networks }}", "\n".join(["| name | what |", "|---|---|", *rows]))
 
 
 def with_reference(nav: list[Any]) -> list[Any]:
@@ -83,8 +90,8 @@ def _method_settings(name: str) -> str:
     return text + _tables(describe(config, "generator."), "generator.")
 
 
-def _first_line(schema: type) -> str:
-    return (inspect.getdoc(schema) or "").partition("\n\n")[0].replace("\n", " ")
+def _first_line(described: object) -> str:
+    return (inspect.getdoc(described) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def _tables(settings: list[Setting], prefix: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from mathml import with_mathml
 from mkdocs.structure.files import File, Files
 from record_pages import with_records
-from reference_pages import reference_pages, with_reference
+from reference_pages import reference_pages, with_networks, with_reference
 
 _ROOT = Path(__file__).parents[2]
 # Files of the clone that are pages of the site, too.
@@ -30,8 +30,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts the records of benchmarks where a page asks for them."""
-    return with_records(markdown)
+    """Puts the records of benchmarks and the shipped networks where a page asks for them."""
+    return with_networks(with_records(markdown))
 
 
 def on_page_content(html: str, **_: Any) -> str:

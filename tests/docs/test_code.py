@@ -14,7 +14,6 @@ import yaml
 import raywgen.weights
 from raywgen.corpus import Corpus
 from raywgen.generators.bundle import build_generator, save_bundle
-from raywgen.tasks.networks.registry import NETWORKS
 from raywgen.tasks.runnable import runnable
 from raywgen.tasks.user_data import read_data
 from raywgen.training.data import data_spec, measure_normalizers
@@ -79,11 +78,6 @@ def test_the_network_of_the_generating_guide_takes_the_samples_beside_it(
     data = read_data("examples.npz")
     runs, samples = runnable(importlib.import_module("mynets").MyNet(), [data.x], 2)
     assert runs(samples).shape == (64, 2)
-
-
-def test_shipped_networks_are_those_that_the_site_lists() -> None:
-    page = (ROOT / "docs/extending/network.md").read_text()
-    assert all(f"`{name}`" in page for name in NETWORKS)
 
 
 def test_the_legend_of_shape_letters_is_the_code_s() -> None:

@@ -7,11 +7,12 @@ import re
 import pytest
 import typer
 
-from docs.hooks.reference_pages import reference_pages, with_reference
+from docs.hooks.reference_pages import reference_pages, with_networks, with_reference
 from raywgen.cli import app
 from raywgen.cli.settings import SCHEMAS
 from raywgen.config_help import describe
 from raywgen.generators import METHODS, method
+from raywgen.tasks.networks.registry import NETWORKS
 from raywgen.training import TrainConfig
 from tests.docs.pages import DOCS, ROOT
 
@@ -53,6 +54,12 @@ def test_generated_pages_are_in_the_table_of_contents(pages: dict[str, str]) -> 
     nav = with_reference([{"Reference": [{"Configuration": ["reference/configuration/index.md"]}]}])
     shown = str(nav)
     assert all(place in shown for place in pages if place.startswith("reference/configuration/"))
+
+
+def test_networks_are_listed_where_a_page_asks_for_them() -> None:
+    shown = with_networks((DOCS / "extending/network.md").read_text())
+    assert all(f"| `{name}` | " in shown for name in NETWORKS)
+    assert "|  |" not in shown
 
 
 def test_formulas_become_mathml_that_keeps_its_source() -> None:
