@@ -41,7 +41,7 @@ def load_config(schema: type[ConfigT], path: str | Path | None = None, overrides
             (the nearest right one is named), or a value has the wrong type or is refused by the schema.
     """
     given = [(str(path), _read_yaml(path))] if path is not None else []
-    return merge_config(schema, [*given, ("the command line", _parse_overrides(overrides))])
+    return merge_config(schema, [*given, ("the command line", parse_overrides(overrides))])
 
 
 def merge_config(
@@ -261,7 +261,12 @@ def given_once(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
+def parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
+    """Returns the nested mapping that dotted assignments such as `training.seed=7` make.
+
+    Raises:
+        ConfigError: One is no `key=value`.
+    """
     for override in overrides:
         if "=" not in override or override.startswith("="):
             raise ConfigError(f"'{override}' is not an override; write it as key=value, for instance seed=7")

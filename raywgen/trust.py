@@ -83,6 +83,10 @@ def trusting(*names: str) -> Iterator[None]:
 
     Raises:
         UntrustedError: A name is neither a package nor an address, for instance `*`.
+
+    Examples:
+        >>> with raywgen.trusting("mynets"):
+        ...     generator = raywgen.load("runs/mine")
     """
     for name in names:
         if not (_PACKAGE.fullmatch(name) or _ADDRESS.fullmatch(name)):

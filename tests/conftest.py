@@ -40,7 +40,7 @@ LONG = (
     "benchmarks/test_chaos.py",
     "training/test_ray_source_run.py",
     "benchmarks/test_train_memory.py",
-    "training/test_launch.py",
+    "training/test_launcher.py",
 )
 
 

@@ -80,7 +80,7 @@ def test_the_failure_of_a_worker_tells_whether_its_process_did() -> None:
     died = exceptions.WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError())
     hung = exceptions.WorkerHealthCheckTimeoutError("A worker health check has been hanging.")
     assert [compat.lost_worker(error) for error in (died, hung, RuntimeError())] == ["died", "hung", None]
-    assert compat.worker_log() == "", "this process is no worker; tests/training/test_launch.py asks one"
+    assert compat.worker_log() == "", "this process is no worker; tests/training/test_launcher.py asks one"
 
 
 def test_ignore_patterns_match_as_in_gitignore(tmp_path: Path) -> None:

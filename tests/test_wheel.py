@@ -52,7 +52,7 @@ def test_commands_work_in_an_empty_folder(installed: Path, tmp_path: Path) -> No
     environment = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
     def raywgen(command: str) -> str:
-        run = [sys.executable, "-P", "-m", "raywgen.cli", *command.split()]
+        run = [sys.executable, "-P", "-m", "raywgen", *command.split()]
         done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout

@@ -52,6 +52,7 @@ BENCHMARKS = {
     "cuda-check": "raywgen.benchmarks.cuda_check",
     "plan": "raywgen.benchmarks.plan",
     "tune": "raywgen.benchmarks.tune",
+    "first-hour": "raywgen.benchmarks.first_hour",
 }
 
 

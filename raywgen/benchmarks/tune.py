@@ -153,7 +153,7 @@ def _kill_in_a_trial(settings: TuneConfig) -> bool:
     log = Path(f"{settings.out}.log")
     run = Path(trial_folder(settings.out, _KILLED)) / "run-0"
     with log.open("w") as file:
-        command = [sys.executable, "-m", "raywgen.cli", "tune", str(path)]
+        command = [sys.executable, "-m", "raywgen", "tune", str(path)]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         begin = time.monotonic()
         # One checkpoint is there, and steps beyond it.

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from raywgen.cli.cluster import app as cluster_app
 from raywgen.cli.corpus_encode import app as corpus_app
+from raywgen.cli.early import check_corpus, check_generator, check_named
 from raywgen.cli.encoder import app as encoder_app
 from raywgen.cli.job import app as job_app
 from raywgen.cli.job import run_status_command
@@ -21,12 +22,15 @@ from raywgen.cli.settings import (
     Config,
     Overrides,
     SettingsCommand,
+    Shipped,
+    TrainedBy,
     Trust,
     out,
     print_info,
     print_networks,
     shipped_zoo,
     split_config,
+    versions,
     zoo_recipes,
 )
 from raywgen.cli.tune import tune
@@ -37,7 +41,10 @@ from raywgen.stops import Stopped, stop_signals
 from raywgen.trust import beside, named_in, trusting
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="Train many small networks on real tasks, straight into a corpus.")
 app.add_typer(zoo_app, name="zoo")
@@ -46,6 +53,25 @@ app.add_typer(encoder_app, name="encoder")
 app.add_typer(job_app, name="job")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(use_app)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        out.print(versions(), highlight=False, soft_wrap=True)
+        raise typer.Exit
+
+
+@app.callback()
+def raywgen(
+    is_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the versions of all that counts."
+        ),
+    ] = False,
+) -> None:
+    """Train generators of neural-network weights on a Ray cluster, and put them to use."""
+
 
 # What torch says where the memory of the host is used up.
 _NO_MEMORY = "can't allocate memory"
@@ -75,9 +101,10 @@ def main() -> None:
 
 @app.command(cls=SettingsCommand)
 def demo(overrides: Overrides = None) -> None:
-    """Run everything once, offline, on two cores: digits, zoo, corpus, generators, new networks, score, report.
+    """Run everything once, offline, on two cores, in about five minutes.
 
-    It takes about five minutes. If it was interrupted, run it again to continue. For instance:
+    It trains a zoo on digits, generators on the zoo, generates networks, scores them, and writes a report. If it was
+    interrupted, run it again to continue. For instance:
 
         raywgen demo out=runs/demo seed=1
 
@@ -96,7 +123,7 @@ def demo(overrides: Overrides = None) -> None:
 
 
 @zoo_app.command("train", cls=SettingsCommand)
-def zoo_train(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
+def zoo_train(config: Shipped = None, overrides: Overrides = None, trust: Trust = None) -> None:
     """Train a zoo and write it as a corpus, for instance `raywgen zoo train digits seed=1`.
 
     CONFIG is a YAML file or a shipped recipe; `raywgen zoo list` names them. Your own network: `networks=[{name:
@@ -110,9 +137,13 @@ def zoo_train(config: Config = None, overrides: Overrides = None, trust: Trust =
     path, rest = split_config(config, overrides)
     settings = load_config(ZooConfig, shipped_zoo(path), rest)
     checked_out(settings.out, ZooConfig.out)  # Before Ray is started, which takes many seconds.
-    with ray_session(), Reporter().step("zoo", f"train networks into {settings.out}") as bar:
+    with Reporter().step("zoo", f"train networks into {settings.out}") as bar:
         corpus = train_zoo(
-            settings, settings.out, bar.update, lambda line: out.print(f"  {plain(line)}", highlight=False)
+            settings,
+            settings.out,
+            bar.update,
+            lambda line: out.print(f"  {plain(line)}", highlight=False),
+            session=ray_session,
         )
     print_info(corpus.info())
 
@@ -127,30 +158,28 @@ def zoo_list() -> None:
 
 
 @app.command(cls=SettingsCommand)
-def train(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Train a generator, for instance `raywgen train igpg/digits out=runs/mine seed=1`.
+def train(config: TrainedBy = None, overrides: Overrides = None, trust: Trust = None) -> None:
+    """Train a generator on a corpus.
 
-    CONFIG is a YAML file, a shipped config such as `mcdi/heads`, or a method's name, as in
-    `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`; a generator of your own is `package.module:Class`.
+    raywgen train igpg/digits out=runs/mine seed=1
+
+    raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1
+
     `num_workers=0` trains in this process. The same command again continues an interrupted run. For a generator that
     writes tokens it also prints the size and the fidelity of the tokens, and writes them to `tokenizer.json`.
     """
+    path, rest = split_config(config, overrides)
+    check_named("train", path, rest)
+
     from raywgen.evaluation.tables import print_tokenizer
     from raywgen.evaluation.tokenizer_report import report_run
-    from raywgen.training import launch, load_train_config
-    from raywgen.training.early import check_early
-    from raywgen.training.session import ray_session
+    from raywgen.training import load_train_config
+    from raywgen.training.run import run_training
 
-    path, rest = split_config(config, overrides)
     settings = load_train_config(path, rest)
-    check_early(settings)
     with trusting(*named_in(settings)):
         with Reporter().step("train", f"{settings.method} into {settings.out}") as bar:
-            if settings.max_workers == 0:
-                launch([settings], bar.training)
-            else:
-                with ray_session():
-                    launch([settings], bar.training)
+            run_training(settings, bar.training)
         if (report := report_run(settings.out)) is not None:
             print_tokenizer(report, out)
     folder = plain(settings.out)
@@ -167,15 +196,15 @@ def export(
     overrides: Overrides = None,
     trust: Trust = None,
 ) -> None:
-    """Make a generator that `raywgen.load` reads out of a checkpoint of a run, also while the run goes on.
+    """Make a generator out of a checkpoint of a run, also while the run goes on.
 
     raywgen export runs/mine out=generators/mine
 
     raywgen export runs/mine stage=prior
 
-    It takes the newest checkpoint, of all or of a stage, or the one that `checkpoint=` names, and reads it tensor by
-    tensor: it needs no GPU, and no memory for the whole generator. Averages of the parameters are used where a stage
-    keeps them.
+    `raywgen.load` reads what it makes. It takes the newest checkpoint, of all or of a stage, or the one that
+    `checkpoint=` names, and reads it tensor by tensor: it needs no GPU, and no memory for the whole generator. Averages
+    of the parameters are used where a stage keeps them.
     """
     from raywgen.training.export_run import ExportConfig, export_run
 
@@ -195,7 +224,7 @@ def generate(
     num: Annotated[int | None, typer.Option(help="Networks for each task and architecture; short for num=.")] = None,
     trust: Trust = None,
 ) -> None:
-    """Write networks as `.safetensors` or a corpus, for tasks of a corpus or for one of your own.
+    """Write networks as `.safetensors` or a corpus, for tasks of a corpus or your own.
 
     raywgen generate generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen out=networks
 
@@ -211,15 +240,16 @@ def generate(
     pieces, which any number of actors write into one file.
     If the corpus has no tasks, the condition of each network is the name of its architecture, and nothing is judged.
     """
-    from raywgen.generation import GenerateConfig
-    from raywgen.generation import generate as write
-    from raywgen.out_folder import checked_out
-    from raywgen.training.session import ray_session
-
     path, rest = split_config(config, overrides)
     rest += [f"{key}={value}" for key, value in (("where", where), ("into", into), ("num", num)) if value is not None]
-    settings = load_config(GenerateConfig, path, rest)
-    checked_out(settings.out, GenerateConfig.out)
+    check_named("generate", path, rest, ("corpus", "generator"))
+
+    from raywgen.generation import GenerateConfig
+    from raywgen.generation import generate as write
+    from raywgen.generation.early import checked_request
+    from raywgen.training.session import ray_session
+
+    settings = checked_request(load_config(GenerateConfig, path, rest))
     session = ray_session() if settings.where == "ray" else nullcontext()
     with session, Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"))
@@ -233,12 +263,14 @@ def adapt(
     overrides: Overrides = None,
     trust: Trust = None,
 ) -> None:
-    """Write weights for a new task from its labelled examples, in milliseconds and without gradients.
+    """Write weights for a new task from labelled examples, in milliseconds, without gradients.
 
     raywgen adapt runs/mcdi --support examples/ out=head.safetensors
 
     raywgen adapt runs/igpg-sentence-lora --support examples.parquet test=others.parquet out=adapter
     """
+    check_generator(bundle)
+
     from raywgen.generation import AdaptConfig
     from raywgen.generation import adapt as write
 
@@ -273,11 +305,14 @@ def evaluate(config: Config = None, overrides: Overrides = None, trust: Trust = 
 
     raywgen evaluate generator=runs/demo/igpg corpus=runs/demo/corpus out=runs/demo/evaluation
     """
+    path, rest = split_config(config, overrides)
+    check_named("evaluate", path, rest, ("corpus", "generator"))
+
     from raywgen.evaluation.config import EvaluateConfig
     from raywgen.evaluation.evaluate import evaluate as score
     from raywgen.evaluation.tables import print_evaluation
 
-    settings = load_config(EvaluateConfig, *split_config(config, overrides))
+    settings = load_config(EvaluateConfig, path, rest)
     with Reporter().step("evaluate", settings.generator) as bar:
         result = score(settings, bar.named)
     print_evaluation(result, out)
@@ -286,11 +321,16 @@ def evaluate(config: Config = None, overrides: Overrides = None, trust: Trust = 
 @app.command()
 def score(
     weights: Annotated[str, typer.Argument(help="A `.safetensors` or `.pt` file; pickled code is never executed.")],
-    corpus: Annotated[str, typer.Option(help="The corpus that knows task and architecture.")],
+    corpus: Annotated[str, typer.Option(help="The corpus that knows task and architecture.", callback=check_corpus)],
     task: Annotated[str, typer.Option(help="A task id, for instance `digits/1-4-7`.")],
     trust: Trust = None,
 ) -> None:
-    """Score one weights file on a task's test samples, for instance your own network beside a generated one."""
+    """Score one weights file on a task's test samples.
+
+    raywgen score mine.safetensors --corpus runs/demo/corpus --task digits/1-4-7
+
+    The figure is that of `raywgen generate` and `raywgen evaluate`, so that your own network stands beside theirs.
+    """
     from raywgen.corpus import Corpus
     from raywgen.evaluation.score import score_file
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
+from raywgen.cli.settings import Overrides, SettingsCommand, TrainedBy, out, split_config
 from raywgen.out_folder import local_out
 from raywgen.progress import plain
 
@@ -21,7 +21,7 @@ def group() -> None:
 
 @app.command(cls=SettingsCommand)
 def render(
-    config: Config = None,
+    config: TrainedBy = None,
     overrides: Overrides = None,
     into: Annotated[str, typer.Option(help="Folder that the files are written into.")] = "rendered",
 ) -> None:

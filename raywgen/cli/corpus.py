@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from raywgen.cli.early import check_corpus
 from raywgen.cli.settings import Trust, out, print_info
 from raywgen.out_folder import checked_out, local_out
 from raywgen.progress import Reporter, plain
 from raywgen.stops import keeping
 
 app = typer.Typer(no_args_is_help=True, help="Build corpora of weights, look at them, check and cut them.")
-Path_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
+Path_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.", callback=check_corpus)]
 
 
 def _checked(target: str) -> str:
@@ -89,11 +90,7 @@ def build(
     )
     kept = keeping(f"{target} keeps the files that are ingested; the same command goes on with the others")
     with kept, Reporter().step("corpus", f"ingest into {target}") as bar:
-        if here:
-            corpus = build_corpus(config, bar.named, bar.say)
-        else:
-            with ray_session():
-                corpus = build_corpus(config, bar.named, bar.say)
+        corpus = build_corpus(config, bar.named, bar.say, session=ray_session)
     print_info(corpus.info())
     _print_aside(
         corpus.quarantine.to_pylist(), corpus.manifest["recipe"].get("others", {}), f"{target}/quarantine.parquet"

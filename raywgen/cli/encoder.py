@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from raywgen.cli.settings import Config, Overrides, SettingsCommand, out, split_config
+from raywgen.cli.settings import Overrides, SettingsCommand, Shipped, out, split_config
 from raywgen.config import load_config, shipped_config
 from raywgen.progress import Reporter, plain
 
@@ -17,7 +17,7 @@ def group() -> None:
 
 
 @app.command(cls=SettingsCommand)
-def train(config: Config = None, overrides: Overrides = None) -> None:
+def train(config: Shipped = None, overrides: Overrides = None) -> None:
     """Train an encoder, for instance `raywgen encoder train omniglot out=runs/encoders/mine`.
 
     CONFIG is a YAML file or a shipped one: `omniglot`. It is trained on the training classes of episodes only, never on

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from raywgen.cli.settings import Config, Overrides, Trust, out, split_config
+from raywgen.cli.settings import Overrides, TrainedBy, Trust, out, split_config
 from raywgen.config import load_config
 from raywgen.progress import plain
 from raywgen.trust import named_in, trusting
@@ -32,12 +32,12 @@ _PARTS = {
 
 
 def plan(
-    config: Config = None,
+    config: TrainedBy = None,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Trust = None,
 ) -> None:
-    """Say what a run would take, before anything runs: sizes, memory of a worker, strategy, hours, price.
+    """Say what a run would take before it runs: sizes, memory, strategy, hours, price.
 
     raywgen plan configs/igpg/vit-l.yaml layout=vit-l nodes=4 gpus_per_node=8 gpu_memory=80GiB memory=512GiB
 

@@ -1,49 +1,44 @@
-"""Functions and argument types that commands share: settings in `--help`, tables, overrides."""
+"""Functions and argument types that commands share: overrides, tables."""
 
 from __future__ import annotations
 
-import importlib
+import platform
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from typer.core import TyperCommand
 
+from raywgen import __version__
+from raywgen.cli.help_page import SettingsCommand as SettingsCommand
+from raywgen.cli.help_page import out as out
+from raywgen.cli.known_settings import SCHEMAS as SCHEMAS
 from raywgen.config import given_once, shipped_config, shipped_configs
-from raywgen.config_help import describe
+from raywgen.generators.method_names import METHOD_NAMES
 from raywgen.progress import plain
-from raywgen.trust import named_in, trusting
+from raywgen.trust import trusting
 
 if TYPE_CHECKING:
     from raywgen.generation import NetworkRow
 
-out = Console(emoji=False)
-SCHEMAS = {
-    "export": "raywgen.training.export_run:ExportConfig",
-    "demo": "raywgen.benchmarks.demo:DemoConfig",
-    "zoo train": "raywgen.zoo:ZooConfig",
-    "corpus encode": "raywgen.training.encode_corpus:EncodeConfig",
-    "encoder train": "raywgen.tasks.encoder_training:EncoderConfig",
-    "train": "raywgen.training:TrainConfig",
-    "plan": "raywgen.training.plan:PlanConfig",
-    "generate": "raywgen.generation:GenerateConfig",
-    "adapt": "raywgen.generation:AdaptConfig",
-    "statistics": "raywgen.generation.file_statistics:StatisticsConfig",
-    "evaluate": "raywgen.evaluation.config:EvaluateConfig",
-    "retrieve": "raywgen.evaluation.retrieve:RetrieveConfig",
-    "select": "raywgen.evaluation.select:SelectConfig",
-    "finetune": "raywgen.evaluation.finetune:FinetuneConfig",
-    "cluster render": "raywgen.cluster.settings:RenderConfig",
-    "tune": "raywgen.tuning:TuneConfig",
-}
-_GIVEN = "raywgen.given"
-_OVERRIDES = "Settings as `key=value`, dots for nested ones; an unknown key names the nearest right one."
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_OVERRIDES)]
-Config = Annotated[str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; without one, the defaults.")]
+_OVERRIDES = "Settings, dots for nested ones; an unknown key names the nearest right one."
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help=_OVERRIDES)]
+Config = Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file; without one, the defaults.")]
+Shipped = Annotated[
+    str | None,
+    typer.Argument(metavar="CONFIG", help="A shipped config by its name, or a YAML file; else the defaults."),
+]
+TrainedBy = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CONFIG",
+        help=f"{', '.join(METHOD_NAMES)}, or `package.module:Class`; a shipped config such as `mcdi/heads`; or a "
+        "YAML file.",
+    ),
+]
 
 
 def _trust(context: typer.Context, names: list[str] | None) -> list[str] | None:
@@ -58,42 +53,21 @@ Trust = Annotated[
         "--trust",
         metavar="NAME",
         callback=_trust,
-        help="A package, address or folder that a corpus or generator may name, such as mynets, hf:NAME or "
-        "s3://bucket; may be repeated. What your own settings name needs none.",
+        help="A package, address or folder that data may name, such as mynets, hf:NAME or s3://bucket; may be "
+        "repeated.",
     ),
 ]
 
 
-class SettingsCommand(TyperCommand):
-    """A command whose help lists all its settings; their class is imported only when help is printed."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Keeps the arguments for `format_help`, which runs before they are parsed."""
-        ctx.meta[_GIVEN] = list(args)
-        return super().parse_args(ctx, args)
-
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Appends the settings to the usual help."""
-        super().format_help(ctx, formatter)
-        module, _, name = SCHEMAS[ctx.command_path.partition(" ")[2]].partition(":")
-        schema = getattr(importlib.import_module(module), name)
-        prefix = "cluster." if name == "RenderConfig" else ""
-        _print_settings(schema, "Settings, given as key=value", prefix)
-        if name == "TrainConfig":
-            from raywgen.generators import METHODS, is_import_path, method
-
-            given = [argument.removeprefix("method=") for argument in ctx.meta.get(_GIVEN, [])]
-            own = [name for name in given if is_import_path(name)]
-            with trusting(*named_in(own)):
-                for name in own or METHODS:
-                    _print_settings(method(name).Config, f"method={name}", "generator.")
-
-
-def _print_settings(schema: type, title: str, prefix: str = "") -> None:
-    table = Table("setting", "default", "meaning", title=title, title_justify="left")
-    for setting in describe(schema, prefix):
-        table.add_row(setting.key, setting.default, setting.help)
-    out.print(table)
+def versions() -> str:
+    """Returns the versions that a report of a fault should name, in one line; nothing is imported for it."""
+    shown = []
+    for name in ("torch", "ray", "deepspeed"):
+        try:
+            shown.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            shown.append(f"no {name}")
+    return f"raywgen {__version__} (Python {platform.python_version()}, {', '.join(shown)})"
 
 
 def split_config(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from raywgen.cli.settings import Config, Overrides, Trust, out, split_config
+from raywgen.cli.early import check_named
+from raywgen.cli.settings import Overrides, Shipped, Trust, out, split_config
 from raywgen.config import ConfigError, load_config, shipped_config
 from raywgen.progress import Reporter, plain
 
 
-def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Search over any settings of a whole pipeline: prepare a corpus, train a generator, judge its networks.
+def tune(config: Shipped = None, overrides: Overrides = None, trust: Trust = None) -> None:
+    """Search over any settings of a pipeline: a corpus, a generator, the judgement of its networks.
 
     raywgen tune igpg out=runs/tune
 
@@ -22,12 +23,14 @@ def tune(config: Config = None, overrides: Overrides = None, trust: Trust = None
     those of `fixed` are set. The same command again continues an interrupted search; a larger `num_trials` extends a
     finished one.
     """
+    path, rest = split_config(config, overrides)
+    _check_method(path, rest)
+    check_named("tune", shipped_config("tune", path), rest)
+
     from raywgen.tuning import TuneConfig
     from raywgen.tuning import tune as search
     from raywgen.tuning.live import final_rows, trials_table
 
-    path, rest = split_config(config, overrides)
-    _check_method(path, rest)
     settings = load_config(TuneConfig, shipped_config("tune", path), rest)
     result = search(settings, Reporter())
     out.print(trials_table(final_rows(result.rows), result.num_rungs, out))

@@ -8,17 +8,21 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from raywgen.cli.early import check_corpus, check_named
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, Trust, out, split_config
 from raywgen.config import given_once, load_config
 from raywgen.progress import Reporter, plain
 
 app = typer.Typer()
-Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
+Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.", callback=check_corpus)]
 
 
 @app.command(cls=SettingsCommand)
 def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Find the stored networks nearest to a task, by their loss on labelled samples or by instruction and data.
+    """Find the stored networks nearest to a task.
+
+    By `data` alone these are the networks of the lowest loss on the labelled samples; with an instruction those whose
+    tasks are most similar.
 
     raywgen retrieve runs/zoo/corpus data=examples.npz out=nearest.safetensors
 
@@ -97,7 +101,7 @@ def statistics(
     overrides: Overrides = None,
     trust: Trust = None,
 ) -> None:
-    """Estimate the statistics of batch normalisation of a network in a file anew, from unlabelled images.
+    """Estimate statistics of batch normalisation of a stored network, from unlabelled images.
 
     raywgen statistics resnet101.safetensors network=resnet101 data=images/ size=224
 
@@ -143,16 +147,19 @@ def statistics(
 
 @app.command(cls=SettingsCommand)
 def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Fine-tune generated, random, nearest stored or your own networks under equal settings, and count epochs.
+    """Fine-tune networks of several starts under equal settings, and count epochs.
 
     raywgen finetune generator=runs/demo/igpg corpus=runs/demo/corpus tasks=unseen epochs=25
 
     raywgen finetune corpus=runs/demo/corpus tasks=digits/0-1 network=mlp-64-14-2 'start=[random,mine.safetensors]'
     """
+    path, rest = split_config(config, overrides)
+    check_named("finetune", path, rest)
+
     from raywgen.evaluation.finetune import FinetuneConfig
     from raywgen.evaluation.finetune import finetune as train
 
-    settings = load_config(FinetuneConfig, *split_config(config, overrides))
+    settings = load_config(FinetuneConfig, path, rest)
     with Reporter().step("finetune", f"from {', '.join(settings.start)}") as bar:
         tuned = train(settings, bar.named)
     shown = sorted({epoch for epoch in (0, 1, 5, 25, settings.epochs) if epoch <= settings.epochs})

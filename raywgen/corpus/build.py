@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
@@ -51,6 +52,10 @@ class BuildConfig:
             tables. They are stored and never generated. Masks of zeros and minus infinity (or the least float) are
             recognised without.
         distributed: Whether to use Ray Data tasks over all cores and nodes instead of this process.
+
+    Examples:
+        >>> raywgen.BuildConfig(sources=["networks"], out="runs/corpus").distributed
+        True
     """
 
     out: str = "runs/corpus"
@@ -65,7 +70,11 @@ class BuildConfig:
 
 
 def build_corpus(
-    config: BuildConfig, on_progress: OnBytes | None = None, on_notice: Callable[[str], None] | None = None
+    config: BuildConfig,
+    on_progress: OnBytes | None = None,
+    on_notice: Callable[[str], None] | None = None,
+    *,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Corpus:
     """Ingests all sources and commits them; continues an earlier call with the same sources.
 
@@ -73,6 +82,7 @@ def build_corpus(
         config: The sources and the settings of the ingest.
         on_progress: Called with the bytes read, the bytes of all files, and a line of counts.
         on_notice: Called before the work begins with a line for each row of `config.facts` that could not be used.
+        session: Starts Ray, where `config.distributed`; it is entered once the sources are found, as that takes long.
 
     Raises:
         OutError: Nothing can or should be written to `out`.
@@ -97,7 +107,8 @@ def build_corpus(
     with writing(config.out):
         if storage.size(MANIFEST) is not None:  # Another process that held the folder a moment ago may have finished.
             return _existing(config, recipe)
-        _ingest_remaining(items, config, storage, on_progress)
+        with session() if config.distributed else nullcontext():
+            _ingest_remaining(items, config, storage, on_progress)
         stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})
         recipe |= {"sources": config.sources, "facts": config.facts, "others": found.others}
         recipe |= {"facts_report": report.to_json()}

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import torch
 from torch import Tensor
 
+from raywgen.corpus.checkpoint import Checkpoint
 from raywgen.corpus.errors import RESTORE, CorpusError, DamagedFileError, MissingFileError, UnknownFactError
 from raywgen.corpus.facts import PAGES_SCHEMA, QUARANTINE_SCHEMA, TaskFacts, tasks_from_table
 from raywgen.corpus.manifest import (
@@ -33,13 +33,12 @@ from raywgen.corpus.manifest import (
     rebuilt,
     with_source,
 )
-from raywgen.corpus.query import filter_facts
+from raywgen.corpus.query import filter_facts, select_facts
 from raywgen.corpus.shard_reader import ShardReader
 from raywgen.corpus.shards import Shard, WeightsView
 from raywgen.corpus.statistics import LayoutStatistics
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.summary import summary
-from raywgen.names import nearest
 from raywgen.sealed import checksum
 from raywgen.weights import Layout, StateDict
 
@@ -49,14 +48,24 @@ if TYPE_CHECKING:
     from raywgen.corpus.chunk_stream import ChunkStream
     from raywgen.corpus.trajectory_stream import TrajectoryStream
 
-# Arrow creates these functions at import, so no type checker sees them.
-pc: Any = pyarrow.compute
 # Converting facts costs more per call than per row.
 _FACTS_PER_BLOCK = 256
 
 
 class Corpus:
-    """An opened corpus; `Corpus.open` returns one."""
+    """An opened corpus: a sequence of checkpoints, and tables of facts about them.
+
+    Examples:
+        >>> corpus = raywgen.Corpus.open("runs/zoo/corpus")
+        >>> len(corpus)
+        154
+        >>> corpus[0]
+        Checkpoint('mlp-64-6-2/start', 404 values in 4 tensors)
+        >>> sorted(corpus[0].weights)
+        ['0.bias', '0.weight', '2.bias', '2.weight']
+        >>> corpus.query(["architecture=mlp-64-6-2", "step=120"]).num_rows
+        38
+    """
 
     def __init__(self, storage: CorpusStorage, manifest: dict[str, Any], *, copies: bool = True) -> None:
         self.storage, self.copies = storage, copies
@@ -66,6 +75,21 @@ class Corpus:
         self.shards, self.networks, self.forms = contents.shards, contents.networks, contents.forms
         self._layout_of = contents.layout_of
         self._shard_at = {shard.path: shard for shard in self.shards}
+
+    def __repr__(self) -> str:
+        counts = f"{len(self):,} checkpoints of {len(self.networks):,} architectures and {len(self.tasks):,} tasks"
+        return f"Corpus({self.location!r}, {counts})"
+
+    def __len__(self) -> int:
+        return self.facts.num_rows
+
+    def __getitem__(self, index: int) -> Checkpoint:
+        """Reads the checkpoint of a row of `facts`, bit for bit; negative ones count from the end."""
+        facts = self.facts.slice(range(len(self))[index], 1).to_pylist()[0]
+        return Checkpoint(facts=facts, weights=self._state(facts))
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        return (Checkpoint(facts=facts, weights=weights) for facts, weights in self.checkpoints())
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process that is sent an opened corpus reads the same snapshot, through files of its own."""
@@ -193,16 +217,7 @@ class Corpus:
         Raises:
             UnknownFactError: Checkpoints have no such fact; the message names the nearest.
         """
-        mask = None
-        for name, wanted in equals.items():
-            if name not in self.facts.column_names:
-                near = nearest(name, self.facts.column_names)
-                raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
-            column = self.facts.column(name)
-            values = wanted if isinstance(wanted, list | tuple) else [wanted]
-            hit = pc.is_in(column, value_set=pa.array(values, column.type))
-            mask = hit if mask is None else pc.and_(mask, hit)
-        return self.facts if mask is None else self.facts.filter(mask)
+        return select_facts(self.facts, equals)
 
     def query(self, terms: Sequence[str]) -> pa.Table:
         """Returns facts of checkpoints that satisfy all terms, such as `architecture=resnet20`, `test_accuracy>0.9`.

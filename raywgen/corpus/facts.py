@@ -95,6 +95,9 @@ class TaskFacts:
     samples_SF: Tensor
     labels_S: Tensor
 
+    def __repr__(self) -> str:
+        return f"TaskFacts({self.task_id!r}, {self.split}, {self.instruction!r}, {len(self.labels_S)} labelled samples)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkFacts:

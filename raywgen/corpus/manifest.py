@@ -17,7 +17,7 @@ import pyarrow as pa
 from raywgen.corpus.errors import RESTORE, ChangedCorpusError, CorpusError, DamagedFileError, MissingFileError
 from raywgen.corpus.facts import NetworkFacts, TaskFacts
 from raywgen.corpus.shards import WEIGHTS, Shard
-from raywgen.corpus.storage import CorpusStorage
+from raywgen.corpus.storage import MANIFEST, CorpusStorage
 from raywgen.inputs import UnusableFileError, check_stays, inside, parse_json
 from raywgen.parquet import bounded_table
 from raywgen.sealed import SealError, unseal
@@ -27,7 +27,6 @@ from raywgen.weights import Layout
 SCHEMA_VERSION = 2
 # In this version every form of an architecture was a layout of its own, with the present form id as its id.
 _LAYOUTS_BY_FORM = 1
-MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints.parquet"
 TASKS = "tasks.parquet"
 QUARANTINE = "quarantine.parquet"
@@ -116,11 +115,7 @@ def with_source(facts: FactsT, location: str) -> FactsT:
 
 def read_manifest(storage: CorpusStorage) -> dict[str, Any]:
     """Reads `manifest.json`; raises as `Corpus.open` does."""
-    if storage.size(MANIFEST) is None:
-        raise MissingFileError(
-            f"{storage.name} holds no {MANIFEST}: it is no corpus; "
-            "make one by `raywgen corpus build` or `raywgen zoo train`"
-        )
+    storage.check_manifest()
     try:
         text = storage.read(MANIFEST)
         manifest = parse_json(text)

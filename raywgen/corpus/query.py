@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,24 @@ _VALUES = re.compile(r'("(?:[^"]|"")*"|[^,]*)(?:,|$)', re.DOTALL)
 _PIECES = re.compile(r"\*+|\[!?\]?[^\]]*\]|.", re.DOTALL)
 _NOTHING = r"[^\x00-\x{10FFFF}]"
 _COMPARE = {"=": "equal", "!=": "not_equal", ">": "greater", "<": "less", ">=": "greater_equal", "<=": "less_equal"}
+
+
+def select_facts(facts: pa.Table, equals: Mapping[str, Any]) -> pa.Table:
+    """Returns the rows of facts with these values; a list or tuple means any of its values.
+
+    Raises:
+        UnknownFactError: There is no such fact; the message names the nearest.
+    """
+    mask = None
+    for name, wanted in equals.items():
+        if name not in facts.column_names:
+            near = nearest(name, facts.column_names)
+            raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
+        column = facts.column(name)
+        values = wanted if isinstance(wanted, list | tuple) else [wanted]
+        hit = pc.is_in(column, value_set=pa.array(values, column.type))
+        mask = hit if mask is None else pc.and_(mask, hit)
+    return facts if mask is None else facts.filter(mask)
 
 
 def filter_facts(facts: pa.Table, terms: Sequence[str]) -> pa.Table:

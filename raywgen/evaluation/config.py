@@ -32,6 +32,10 @@ class EvaluateConfig:
         seed: Seed of the candidates.
         device: The device that generates and runs networks, fine-tuning excepted: `cpu`, `cuda`, or `auto`: a GPU
             where there is one.
+
+    Examples:
+        >>> raywgen.EvaluateConfig(generator="runs/mine", best_of=4).finetune_epochs
+        [1, 5]
     """
 
     generator: str = "runs/igpg"

@@ -6,10 +6,11 @@ from raywgen.generation.adapt_config import AdaptConfig, Adapted
 from raywgen.generation.best import Best, generate_best
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.file_statistics import Reestimated, StatisticsConfig, estimate_file_statistics
-from raywgen.generation.fill import Filled, TrainedGenerator, UnknownLayoutError, UnknownLayoutWarning
+from raywgen.generation.fill import Filled, TrainedGenerator
 from raywgen.generation.generate import generate
 from raywgen.generation.judge import ChanceWarning
 from raywgen.generation.loading import load
+from raywgen.generation.modules import UnknownLayoutError, UnknownLayoutWarning
 from raywgen.generation.plan import NetworkRow
 from raywgen.generation.sink import UnfinishedError
 from raywgen.generation.statistics import StatisticsWarning, with_new_statistics

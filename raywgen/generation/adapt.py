@@ -15,9 +15,10 @@ from raywgen.files import write_text
 from raywgen.generation.adapt_config import AdaptConfig, Adapted
 from raywgen.generation.adapt_text import adapt_text
 from raywgen.generation.conditions import make_condition
-from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator, UnknownLayoutError, adapt_weights
+from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.loading import load
+from raywgen.generation.modules import UnknownLayoutError, adapt_weights
 from raywgen.generators.common.denoisers import is_head
 from raywgen.nn.devices import say_device
 from raywgen.out_folder import local_file, local_out, local_path

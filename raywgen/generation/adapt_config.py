@@ -31,6 +31,10 @@ class AdaptConfig:
         temperature: Temperature of the noise that generation starts from; 0 generates the same network every time.
         seed: Keys the noise.
         device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+
+    Examples:
+        >>> raywgen.AdaptConfig(generator="runs/heads", support="examples.npz").out
+        'adapted.safetensors'
     """
 
     generator: str = "runs/mcdi"

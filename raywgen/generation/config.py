@@ -62,6 +62,10 @@ class GenerateConfig:
             tried, such as those in pieces, `raywgen statistics` does that afterwards.
         sampling: Settings of sampling: any of those under `sampling` in the generator's config, which holds for the
             others.
+
+    Examples:
+        >>> raywgen.GenerateConfig(generator="runs/mine", tasks="unseen", num=3, out="networks").into
+        'files'
     """
 
     generator: str = "runs/igpg"

@@ -6,17 +6,18 @@ import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from raywgen.generation.best import candidates_request, generate_best
 from raywgen.generation.conditions import make_condition
+from raywgen.generation.hub import push_bundle
 from raywgen.generation.judge import judge, remedies, warn_of_chance
+from raywgen.generation.modules import UnknownLayoutWarning, adapt_weights, check_known, check_module
 from raywgen.generation.statistics import with_new_statistics
-from raywgen.generators import GenerationRequest, Generator, Sampling
+from raywgen.generators import Generator, Sampling
 from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
 from raywgen.tasks.preprocessing import InputForm
@@ -24,21 +25,13 @@ from raywgen.tasks.runnable import runnable
 from raywgen.tasks.sentence_form import SentenceForm
 from raywgen.tasks.standing import Standing, standing
 from raywgen.tasks.user_data import ConditionError, UserData, read_data
-from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
+from raywgen.weights import Condition, Layout, Normalizer
 
 # Generators that adapt look at examples alone.
 ADAPT_INSTRUCTION = "adapt"
 _BEST_OF = 8
 MOST_SAMPLES = 4096
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-class UnknownLayoutError(ValueError):
-    """The generator cannot fill a layout by adapting; the message says which layouts it can."""
-
-
-class UnknownLayoutWarning(UserWarning):
-    """The generator fills a layout that it was never trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +62,15 @@ class TrainedGenerator:
         inputs: Preprocessing by which the images that it was trained on became samples; None without images.
         encoder: The frozen encoder of its condition; None where the condition holds the samples themselves.
         sentences: How sentences became samples of its tasks; None where they are of something else.
+        folder: The bundle that it was loaded from; empty where it was not.
+
+    Examples:
+        >>> generator = raywgen.load("runs/mine", device="cpu")
+        >>> module = torch.nn.Sequential(torch.nn.Linear(64, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+        >>> samples, labels = torch.rand(32, 64), torch.arange(32) % 2
+        >>> module = generator.fill(module, instruction="Is the digit a 3?", data=(samples, labels), quiet=True)
+        >>> module(samples).shape
+        torch.Size([32, 2])
     """
 
     def __init__(
@@ -77,11 +79,63 @@ class TrainedGenerator:
         inputs: InputForm | None = None,
         encoder: FrozenEncoder | None = None,
         sentences: SentenceForm | None = None,
+        folder: str = "",
     ) -> None:
         self.generator = generator
         self.inputs = inputs
         self.sentences = sentences
         self.encoder = None if encoder is None else encoder.to(generator.device)
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        sizes = sorted(layout.num_values for layout in self.generator.layouts)
+        several = f"{len(sizes)} layouts of {sizes[0]:,} to {sizes[-1]:,} values"
+        layouts = several if len(sizes) > 1 else f"networks of {sizes[0]:,} values"
+        num_parameters = sum(parameter.numel() for parameter in self.generator.parameters())
+        return f"TrainedGenerator({self.generator.method}, {num_parameters:,} parameters, {layouts}, on {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it generates on."""
+        return self.generator.device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the generator and its encoder to a device, such as `cuda`, and returns itself."""
+        self.generator.to(device)
+        self.encoder = None if self.encoder is None else self.encoder.to(device)
+        return self
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Push generator using huggingface_hub.",
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+    ) -> str:
+        """Uploads the generator with a model card to the Hugging Face hub; `raywgen.load(repo_id)` loads it again.
+
+        The arguments are those of `huggingface_hub.ModelHubMixin`. Needs `pip install 'raywgen[hub]'`.
+
+        Args:
+            repo_id: `owner/name`; the repository is made if there is none.
+            commit_message: Message of the commit.
+            private: Whether a new repository is private; by default as the owner has set it.
+            token: Token of the hub; by default that of `hf auth login` or `HF_TOKEN`.
+            branch: Branch that is pushed to; by default `main`.
+            create_pr: Whether to open a pull request in place of pushing to the branch.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            HubError: The generator was not loaded from a folder, or the hub refuses it; the message says why.
+        """
+        return push_bundle(
+            self.generator, self.folder, repo_id, commit_message, private, token, branch=branch, create_pr=create_pr
+        )
 
     def adapt(
         self,
@@ -114,7 +168,7 @@ class TrainedGenerator:
             ChanceWarning: The network answers the examples no better than chance.
         """
         data = read_data(support, self.inputs)
-        _check_module(module)
+        check_module(module)
         network = unwrapped(module)
         layout = self.generator.layout_of(network.state_dict())
         check_known(self.generator, layout)
@@ -224,7 +278,7 @@ class TrainedGenerator:
         sampling: Sampling | Mapping[str, Any] | None,
         unlabelled: object,
     ) -> Filled[ModuleT]:
-        _check_module(module)
+        check_module(module)
         network = unwrapped(module)
         layout = self.generator.layout_of(network.state_dict())
         examples = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
@@ -316,47 +370,3 @@ def _report(module: nn.Module, on_samples: Standing, remedy: str, quiet: bool) -
 
 def _first_of(log_prob_B: Tensor | None) -> float | None:
     return None if log_prob_B is None else float(log_prob_B[0])
-
-
-def adapt_weights(generator: Generator, layout: Layout, condition: Condition, temperature: float, seed: int) -> Tensor:
-    """Generates the flat vector `(D,)` of one network, on the CPU.
-
-    Raises:
-        UnknownLayoutError: The generator has no normaliser for the layout.
-    """
-    check_known(generator, layout)
-    device = generator.device
-    request = GenerationRequest(
-        condition=condition.to(device),
-        layout=layout,
-        noise=KeyedNoise(seed, torch.arange(1, device=device), 0),
-        temperature=temperature,
-    )
-    return generator.generate(request).values_BD[0].cpu()
-
-
-def check_known(generator: Generator, layout: Layout) -> None:
-    """Refuses a layout that the generator was not trained on.
-
-    Raises:
-        UnknownLayoutError: The generator was not trained on it.
-    """
-    if not generator.knows(layout):
-        known = "; ".join(
-            ", ".join(f"{spec.name} {list(spec.shape)}" for spec in other.generated[:3])
-            for other, _ in generator.normalizers.values()
-        )
-        raise UnknownLayoutError(
-            f"the generator was never trained on a layout of {layout.num_values} values like this one; it knows {known}"
-        )
-
-
-def _check_module(module: object) -> None:
-    """Refuses anything but a module whose values can be read and replaced."""
-    name = getattr(module, "__name__", type(module).__name__)
-    if not isinstance(module, nn.Module):
-        raise ConditionError(f"{name} is no nn.Module; give a module that was built, such as nn.Linear(64, 2)")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ConditionError(f"{name} is TorchScript; give the module that it was made from")
-    if any(is_lazy(value) for value in module.state_dict(keep_vars=True).values()):
-        raise ConditionError(f"{name} has lazy layers that have no shape yet; run it once on a sample first")

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raywgen.generation.fill import TrainedGenerator
-from raywgen.generators.bundle import ENCODER, BundleError, bundle_facts, load_bundle
-from raywgen.generators.bundle_copies import HUB, is_bundle, local_bundle
-from raywgen.locations import joined
+from raywgen.generators.bundle import ENCODER, bundle_facts, load_bundle
+from raywgen.generators.bundle_copies import bundle_folder, local_bundle
 from raywgen.nn.devices import Device, resolved_device
 from raywgen.tasks.encoders import load_encoder
 from raywgen.tasks.preprocessing import InputForm
@@ -44,21 +43,4 @@ def load(path: str | Path, *, device: Device = "auto", trust: Sequence[str] = ()
                 encoder = load_encoder(str(stored) if stored.is_dir() else inputs.encoder)
         texts = bundle_facts(folder).get("sentences")
     sentences = SentenceForm(**texts) if texts else None
-    return TrainedGenerator(generator.to(chosen), inputs, encoder, sentences)
-
-
-def bundle_folder(path: str | Path) -> str:
-    """Returns the bundle's folder within a run folder; a bundle's own folder is returned as it is.
-
-    Raises:
-        BundleError: There is no bundle, or the object store cannot be read.
-    """
-    if not str(path).strip():
-        raise BundleError("the generator is empty; give the run folder of `raywgen train`, such as runs/igpg")
-    candidates = [joined(path, "generator"), str(path)]
-    if str(path).startswith(HUB):
-        candidates.reverse()  # A name of a repository that is none is said as it is.
-    for candidate in candidates:
-        if is_bundle(candidate):
-            return candidate
-    raise BundleError(f"{path} holds no trained generator; train one by `raywgen train`, or wait until it is done")
+    return TrainedGenerator(generator.to(chosen), inputs, encoder, sentences, folder)

@@ -19,11 +19,11 @@ from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statisti
 from raywgen.generation.adapter_sink import AdapterSink
 from raywgen.generation.config import GenerateConfig, Into
 from raywgen.generation.file_sink import FileSink
-from raywgen.generation.loading import bundle_folder
 from raywgen.generation.plan import GenerationPlan, NetworkRow, WorkResult
 from raywgen.generation.request import NO_TASK
 from raywgen.generation.sink import Sink
 from raywgen.generators.bundle import bundle_digest
+from raywgen.generators.bundle_copies import bundle_folder
 
 _UNKNOWN = float("nan")
 _SPLITS = {"seen": "train"}

@@ -1,27 +1,42 @@
 """Generators behind one small interface, and the registry that names the methods."""
 
-from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
-from raywgen.generators.registry import METHODS, MethodImportError, UnknownMethodError, is_import_path, method
-from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, SamplingError, StageConfig
-from raywgen.generators.stage import ParameterUse, Stage, StageLoss, StageNeeds
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "METHODS",
-    "DataSpec",
-    "Generated",
-    "GenerationRequest",
-    "Generator",
-    "GeneratorConfig",
-    "MethodImportError",
-    "OptimizerConfig",
-    "ParameterUse",
-    "Sampling",
-    "SamplingError",
-    "Stage",
-    "StageConfig",
-    "StageLoss",
-    "StageNeeds",
-    "UnknownMethodError",
-    "is_import_path",
-    "method",
-]
+from raywgen.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from raywgen.generators.interface import DataSpec as DataSpec
+    from raywgen.generators.interface import Generated as Generated
+    from raywgen.generators.interface import GenerationRequest as GenerationRequest
+    from raywgen.generators.interface import Generator as Generator
+    from raywgen.generators.method_names import is_import_path as is_import_path
+    from raywgen.generators.registry import METHODS as METHODS
+    from raywgen.generators.registry import MethodImportError as MethodImportError
+    from raywgen.generators.registry import UnknownMethodError as UnknownMethodError
+    from raywgen.generators.registry import method as method
+    from raywgen.generators.settings import GeneratorConfig as GeneratorConfig
+    from raywgen.generators.settings import OptimizerConfig as OptimizerConfig
+    from raywgen.generators.settings import Sampling as Sampling
+    from raywgen.generators.settings import SamplingError as SamplingError
+    from raywgen.generators.settings import StageConfig as StageConfig
+    from raywgen.generators.stage import ParameterUse as ParameterUse
+    from raywgen.generators.stage import Stage as Stage
+    from raywgen.generators.stage import StageLoss as StageLoss
+    from raywgen.generators.stage import StageNeeds as StageNeeds
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "raywgen.generators.interface": ["DataSpec", "Generated", "GenerationRequest", "Generator"],
+        "raywgen.generators.method_names": ["is_import_path"],
+        "raywgen.generators.registry": ["METHODS", "MethodImportError", "UnknownMethodError", "method"],
+        "raywgen.generators.settings": [
+            "GeneratorConfig",
+            "OptimizerConfig",
+            "Sampling",
+            "SamplingError",
+            "StageConfig",
+        ],
+        "raywgen.generators.stage": ["ParameterUse", "Stage", "StageLoss", "StageNeeds"],
+    },
+)

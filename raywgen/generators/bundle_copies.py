@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raywgen.inputs import UnusableFileError, inside
+from raywgen.locations import joined
 from raywgen.sealed import SealError, unseal
 from raywgen.storage import NoSuchFileError, Storage, StorageError
 from raywgen.weights.cache import FOLDER, cache_folder
@@ -62,6 +63,11 @@ def opened_bundle(location: str | Path) -> Iterator[Path]:
         raise
 
 
+def is_elsewhere(location: str | Path) -> bool:
+    """Whether a generator lies in an object store or on the hub, so that to look for it takes the network."""
+    return "://" in str(location) and not str(location).startswith("file://")
+
+
 def is_bundle(location: str | Path) -> bool:
     """Whether there is a bundle at a local path or a URI.
 
@@ -75,6 +81,23 @@ def is_bundle(location: str | Path) -> bool:
         return Storage.at(text).size(CONFIG) is not None
     except (StorageError, OSError) as error:
         raise BundleError(f"{text} cannot be read: {error}") from error
+
+
+def bundle_folder(path: str | Path) -> str:
+    """Returns the bundle's folder within a run folder; a bundle's own folder is returned as it is.
+
+    Raises:
+        BundleError: There is no bundle, or the object store cannot be read.
+    """
+    if not str(path).strip():
+        raise BundleError("the generator is empty; give the run folder of `raywgen train`, such as runs/igpg")
+    candidates = [joined(path, "generator"), str(path)]
+    if str(path).startswith(HUB):
+        candidates.reverse()  # A name of a repository that is none is said as it is.
+    for candidate in candidates:
+        if is_bundle(candidate):
+            return candidate
+    raise BundleError(f"{path} holds no trained generator; train one by `raywgen train`, or wait until it is done")
 
 
 def _copy(storage: Storage) -> Path:

@@ -12,15 +12,16 @@ from raywgen.generators.igpg import IGPG
 from raywgen.generators.interface import DataSpec, Generator
 from raywgen.generators.lohp import LoHp
 from raywgen.generators.mcdi import McDi
+from raywgen.generators.method_names import METHOD_NAMES, is_import_path
 from raywgen.generators.settings import GeneratorConfig
 from raywgen.generators.units import Units
 from raywgen.names import nearest
-from raywgen.trust import import_class, is_address, named_in
+from raywgen.trust import import_class
 from raywgen.weights import NormalizerTable
 
-METHODS: dict[str, type[Generator]] = {
-    shipped.method: shipped for shipped in (IGPG, McDi, LoHp, Units, Direct, Hypernetwork)
-}
+METHODS: dict[str, type[Generator]] = dict(
+    zip(METHOD_NAMES, (IGPG, McDi, LoHp, Units, Direct, Hypernetwork), strict=True)
+)
 _FORM = "package.module:Class"
 
 
@@ -33,11 +34,6 @@ class UnknownMethodError(KeyError):
 
 class MethodImportError(UnknownMethodError):
     """A class of the user's own that cannot be imported here, or that is no generator which can be built."""
-
-
-def is_import_path(name: str) -> bool:
-    """Whether a method's name is that of a class of the user's own, such as `mypackage.flow:FlowMatching`."""
-    return bool(named_in(name)) and not is_address(name)
 
 
 def method(name: str) -> type[Generator]:

@@ -99,6 +99,13 @@ def reestimate_statistics(
     Raises:
         StatisticsError: There is no batch, or one has a single value in each channel of a layer.
         NotFiniteError: Activations are NaN or infinite.
+
+    Examples:
+        >>> module = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+        >>> estimated = raywgen.reestimate_statistics(module, torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+        >>> estimated["0.running_mean"]
+        tensor([1., 1.])
+        >>> keys = module.load_state_dict(estimated, strict=False)
     """
     if not layers_with_statistics(module):
         return {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line, read_yaml
+from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line
 from raywgen.generators import METHODS, GeneratorConfig, UnknownMethodError, is_import_path, method
 from raywgen.nn.devices import Device
 from raywgen.nn.precision import Precision
@@ -73,6 +73,11 @@ class TrainConfig:
         shot: Labelled samples of each class that a generator is shown, in place of `num_condition_samples` at random;
             none of them is among the further ones. 0 draws at random.
         seed: Seed of initialisation, data order and noise.
+
+    Examples:
+        >>> config = raywgen.TrainConfig(method="mcdi", corpus="runs/zoo/corpus", out="runs/mcdi", num_workers=0)
+        >>> config.generator.denoiser.num_steps
+        1000
     """
 
     method: str = "igpg"
@@ -243,19 +248,6 @@ def read_train_config(path: str | Path) -> TrainConfig:
         raise ConfigError(
             f"{path} is damaged ({reason}); delete it and train with the settings of before: the run goes on"
         ) from error
-
-
-def read_method(path: str | Path) -> str:
-    """Returns the method of the run that a folder holds; a class of the user's own is not imported for it.
-
-    Raises:
-        ConfigError: As `read_train_config`.
-    """
-    try:
-        name = read_yaml(path).get("method")
-    except ConfigError:
-        name = None  # What is wrong with the file is said below, with the remedy.
-    return name if isinstance(name, str) and is_import_path(name) else read_train_config(path).method
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from raywgen.out_folder import checked_out
 from raywgen.training.checkpoints import Checkpoint, CheckpointError, CheckpointManager, check_fits
 from raywgen.training.config import read_train_config
 from raywgen.training.export import stored_tensors
-from raywgen.training.launch import run_specs
+from raywgen.training.launcher import run_specs
 from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import CONFIG, EXPORTS, warn
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from raywgen.generators.bundle import BundleError, BundleFormatError, check_bundle
 from raywgen.locations import joined
 from raywgen.storage import Storage
-from raywgen.training.checkpoints import CheckpointWarning
+from raywgen.training.checkpoints.errors import CheckpointWarning
 
 CONFIG = "config.yaml"
 BUNDLE = "generator"
@@ -31,6 +30,9 @@ def is_done(out: str | Path) -> bool:
     Raises:
         BundleFormatError: Another version of raywgen wrote it; it is not to be overwritten.
     """
+    # Imported late: torch takes seconds, and whoever asks how far a run is needs none of it.
+    from raywgen.generators.bundle import BundleError, BundleFormatError, check_bundle
+
     folder = joined(out, BUNDLE)
     if Storage.at(folder).size("generator.json") is None:
         return False

@@ -9,13 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raywgen.config import ConfigError
-from raywgen.generators import Stage
 from raywgen.inputs import MAX_JSON_BYTES, parse_json
 from raywgen.locations import joined
 from raywgen.storage import Storage, read_file
+
+if TYPE_CHECKING:
+    from raywgen.generators import Stage
 
 STAGES_FILE = "stages.json"
 

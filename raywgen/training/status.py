@@ -10,9 +10,9 @@ from raywgen.config import ConfigError
 from raywgen.locations import joined
 from raywgen.progress import rates_text
 from raywgen.storage import Storage
-from raywgen.training.checkpoints import CheckpointManager
-from raywgen.training.config import read_method
+from raywgen.training.checkpoints.position import newest_position
 from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES
+from raywgen.training.run_method import read_method
 from raywgen.training.runlog import METRICS, PERF, Row, read_metrics
 from raywgen.training.stages_file import read_stages
 from raywgen.training.workers_log import Start, read_workers
@@ -106,7 +106,7 @@ def run_status(out: str | Path) -> RunStatus:
     names = list(dict.fromkeys(row["stage"] for row in rows))
     finished = [name for name in names if storage.exists(f"{STAGES}/{name}")]
     starts = [event for event in read_workers(out) if isinstance(event, Start)]
-    checkpoint = _newest_checkpoint(str(out))
+    checkpoint = _newest_checkpoint(storage)
     status = RunStatus(
         out=str(out), method=method, done=done, finished=finished, scalars={}, starts=starts, checkpoint=checkpoint
     )
@@ -133,11 +133,11 @@ def _with_newest(status: RunStatus, rows: list[Row]) -> RunStatus:
     )
 
 
-def _newest_checkpoint(out: str) -> str:
-    position = CheckpointManager(out).position()
+def _newest_checkpoint(storage: Storage) -> str:
+    position = newest_position(storage)
     if position is None:
         return ""
-    names = [stage.name for stage in read_stages(out)]
+    names = [stage.name for stage in read_stages(storage.name)]
     stage = f"stage '{names[position[0]]}'" if position[0] < len(names) else "the end"
     return f"step {position[1]} of {stage}"
 

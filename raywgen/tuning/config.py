@@ -61,6 +61,11 @@ class TuneConfig:
         objective: Settings by which a trial is judged.
         seed: Seed of the search.
         out: Folder of the search: a local path, or a URI of an object store; all nodes must reach it.
+
+    Examples:
+        >>> knobs = {"train.generator.denoiser.optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+        >>> raywgen.TuneConfig(zoo="digits", train="mcdi", space=knobs, num_trials=4).scheduler
+        'asha'
     """
 
     zoo: str = ""

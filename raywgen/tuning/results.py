@@ -143,6 +143,9 @@ class TuneResult:
     best: TrialRow
     num_rungs: int
 
+    def __repr__(self) -> str:
+        return f"TuneResult({self.out!r}, {len(self.rows)} trials, best {self.best.trial})"
+
     @property
     def total_steps(self) -> int:
         """Number of optimiser steps of all trials."""

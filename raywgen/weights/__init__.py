@@ -13,41 +13,39 @@ only the letters that it adds to these:
     V  codes of a level                                   X  any length: the values of a tensor, for instance
 """
 
-from raywgen.weights.batch import Condition, HeaderIndex, WeightBatch, Windows
-from raywgen.weights.errors import (
-    LayoutMismatchError,
-    NonFiniteWeightsError,
-    UnsafeFileError,
-    WeightsError,
-)
-from raywgen.weights.files import load_state_dict, save_state_dict
-from raywgen.weights.layout import Layout
-from raywgen.weights.noise import KeyedNoise
-from raywgen.weights.normalizer import (
-    Normalizer,
-    NormalizerTable,
-    layout_normalizer,
-    normalizer_of_similar,
-)
-from raywgen.weights.tensors import StateDict, TensorSpec
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Condition",
-    "HeaderIndex",
-    "KeyedNoise",
-    "Layout",
-    "LayoutMismatchError",
-    "NonFiniteWeightsError",
-    "Normalizer",
-    "NormalizerTable",
-    "StateDict",
-    "TensorSpec",
-    "UnsafeFileError",
-    "WeightBatch",
-    "WeightsError",
-    "Windows",
-    "layout_normalizer",
-    "load_state_dict",
-    "normalizer_of_similar",
-    "save_state_dict",
-]
+from raywgen.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from raywgen.weights.batch import Condition as Condition
+    from raywgen.weights.batch import HeaderIndex as HeaderIndex
+    from raywgen.weights.batch import WeightBatch as WeightBatch
+    from raywgen.weights.batch import Windows as Windows
+    from raywgen.weights.errors import LayoutMismatchError as LayoutMismatchError
+    from raywgen.weights.errors import NonFiniteWeightsError as NonFiniteWeightsError
+    from raywgen.weights.errors import UnsafeFileError as UnsafeFileError
+    from raywgen.weights.errors import WeightsError as WeightsError
+    from raywgen.weights.files import load_state_dict as load_state_dict
+    from raywgen.weights.files import save_state_dict as save_state_dict
+    from raywgen.weights.layout import Layout as Layout
+    from raywgen.weights.noise import KeyedNoise as KeyedNoise
+    from raywgen.weights.normalizer import Normalizer as Normalizer
+    from raywgen.weights.normalizer import NormalizerTable as NormalizerTable
+    from raywgen.weights.normalizer import layout_normalizer as layout_normalizer
+    from raywgen.weights.normalizer import normalizer_of_similar as normalizer_of_similar
+    from raywgen.weights.tensors import StateDict as StateDict
+    from raywgen.weights.tensors import TensorSpec as TensorSpec
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "raywgen.weights.batch": ["Condition", "HeaderIndex", "WeightBatch", "Windows"],
+        "raywgen.weights.errors": ["LayoutMismatchError", "NonFiniteWeightsError", "UnsafeFileError", "WeightsError"],
+        "raywgen.weights.files": ["load_state_dict", "save_state_dict"],
+        "raywgen.weights.layout": ["Layout"],
+        "raywgen.weights.noise": ["KeyedNoise"],
+        "raywgen.weights.normalizer": ["Normalizer", "NormalizerTable", "layout_normalizer", "normalizer_of_similar"],
+        "raywgen.weights.tensors": ["StateDict", "TensorSpec"],
+    },
+)

@@ -56,6 +56,10 @@ class LoRAAdapter:
         whole: Tensors that take the place of the base model's own, by their name there.
         base: Name or folder of the base model; empty where it is not known.
         task_type: PEFT's name for the kind of model, such as `FEATURE_EXTRACTION`, `SEQ_CLS` or `CAUSAL_LM`.
+
+    Examples:
+        >>> raywgen.LoRAAdapter(factors={"0": (torch.ones(1, 4), torch.ones(3, 1))}, scales={"0": 0.5})
+        LoRAAdapter(1 modules, rank 1)
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -63,6 +67,12 @@ class LoRAAdapter:
     whole: StateDict = field(default_factory=dict)
     base: str = ""
     task_type: str = "FEATURE_EXTRACTION"
+
+    def __repr__(self) -> str:
+        ranks = sorted({len(a_RI) for a_RI, _ in self.factors.values()})
+        base = f" of {self.base}" if self.base else ""
+        whole = f", {len(self.whole)} tensors whole" if self.whole else ""
+        return f"LoRAAdapter({len(self.factors)} modules{base}, rank {', '.join(map(str, ranks))}{whole})"
 
     def change(self, name: str) -> Tensor:
         """Returns what is added to a module's matrix, `(O, I)`."""
@@ -176,6 +186,9 @@ class Injected:
     def __init__(self, module: nn.Module, originals: StateDict) -> None:
         self.module, self._originals = module, originals
 
+    def __repr__(self) -> str:
+        return f"Injected({type(self.module).__name__}, {len(self._originals)} tensors changed)"
+
     @torch.no_grad()
     def reset(self) -> None:
         """Puts the module's own values back, to the last bit; a second call changes nothing."""
@@ -204,6 +217,15 @@ def inject(module: nn.Module, adapter: LoRAAdapter | str | Path) -> Injected:
 
     Raises:
         AdapterError: The module has no such matrices, or they are of other sizes; it has not changed then.
+
+    Examples:
+        >>> base = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> adapter = raywgen.LoRAAdapter(factors={"0": (torch.ones(1, 4), torch.ones(3, 1))}, scales={"0": 0.5})
+        >>> before = base(torch.ones(1, 4))
+        >>> with raywgen.inject(base, adapter) as adapted:
+        ...     after = adapted(torch.ones(1, 4))
+        >>> torch.allclose(after - before, torch.tensor(2.0))
+        True
     """
     if not isinstance(adapter, LoRAAdapter):
         adapter = read_adapter(adapter)

@@ -42,6 +42,10 @@ class Layout:
     tensors: tuple[TensorSpec, ...]
     packing: tuple[int, ...] | None = None
 
+    def __repr__(self) -> str:
+        dtypes = ", ".join(dict.fromkeys(spec.dtype for spec in self.tensors))
+        return f"Layout({len(self.tensors)} tensors, {self.num_values:,} values, {dtypes})"
+
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> Self:
         """Reads names, shapes, dtypes, kinds, ties and masks from a `state_dict`.

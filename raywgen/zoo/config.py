@@ -163,6 +163,10 @@ class ZooConfig:
 
     Raises:
         ValueError: A value is out of range or contradicts another; the message names it.
+
+    Examples:
+        >>> raywgen.ZooConfig(networks=[[64, 20, 2]], num_seen_tasks=8, out="runs/zoo/mine").start
+        'shared'
     """
 
     tasks: ZooTasks = field(default_factory=ZooTasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from raywgen.zoo.task_pool import run_over_ray
 
 OnProgress = Callable[[int, int], None]
 """Called with the optimiser steps so far and in total, summed over all networks."""
+Session = Callable[[], AbstractContextManager[None]]
 _PLAN = f"{JOURNALS}/zoo.json"
 
 
@@ -41,6 +43,7 @@ def train_zoo(
     on_news: OnNews | None = None,
     *,
     distributed: bool = True,
+    session: Session = nullcontext,
 ) -> Corpus:
     """Trains all networks and commits them as a corpus; an existing corpus of this recipe is reused.
 
@@ -51,6 +54,7 @@ def train_zoo(
         on_news: Called with sentences: the execution of each network if `config.execution` is `auto`, and lost
             workers.
         distributed: Whether to train over Ray actors; else training runs in this process.
+        session: Starts Ray for these actors; it is entered once the tasks and networks are found, as that takes long.
 
     Raises:
         OutError: Nothing can or should be written to `root`.
@@ -66,17 +70,21 @@ def train_zoo(
     with kept, writing(root):
         # Another process that held the folder a moment ago may have finished the corpus.
         corpus = _existing(config, root)
-        return _train(config, root, on_progress, on_news, distributed) if corpus is None else corpus
+        if corpus is not None:
+            return corpus
+        return _train(config, root, on_progress, on_news, session if distributed else None)
 
 
 def _train(
-    config: ZooConfig, root: str, on_progress: OnProgress | None, on_news: OnNews | None, distributed: bool
+    config: ZooConfig, root: str, on_progress: OnProgress | None, on_news: OnNews | None, session: Session | None
 ) -> Corpus:
     storage = CorpusStorage.at(root)
     executions = _executions(config, storage, on_news)
     plan = plan_zoo(config, executions)
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
-    trained = _train_all(plan.stacks, config, absolute(root), storage, on_progress, on_news, distributed)
+    with session() if session is not None else nullcontext():
+        is_distributed = session is not None
+        trained = _train_all(plan.stacks, config, absolute(root), storage, on_progress, on_news, is_distributed)
     corpus = _commit(plan, config, root, executions, starts, trained)
     storage.delete(JOURNALS)
     return corpus

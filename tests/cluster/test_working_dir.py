@@ -56,7 +56,7 @@ def test_a_clone_in_use_stays_small(clone: Path, tmp_path: Path) -> None:
     assert (tmp_path / "package.zip").stat().st_size < 10 * MIB
     assert not names & GATHERED.keys()
     scripts = {f"jobs/{path.name}" for path in (ROOT / "jobs").glob("*.py")}
-    assert scripts | {"raywgen/training/launch.py", "configs/igpg/digits.yaml", "pyproject.toml"} <= names
+    assert scripts | {"raywgen/training/launcher.py", "configs/igpg/digits.yaml", "pyproject.toml"} <= names
     assert not any(name.startswith("tests/") for name in names)
 
 

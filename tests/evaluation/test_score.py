@@ -55,7 +55,7 @@ def test_pickled_code_is_refused_by_the_command_and_never_runs(zoo_corpus: Corpu
     with pytest.raises(UnsafeFileError, match=r"evil\.pt holds pickled code"):
         score_file(tmp_path / "evil.pt", zoo_corpus, next(iter(zoo_corpus.tasks)))
     task_id = next(iter(zoo_corpus.tasks))
-    command = [sys.executable, "-m", "raywgen.cli", "score", "evil.pt", "--corpus", zoo_corpus.location]
+    command = [sys.executable, "-m", "raywgen", "score", "evil.pt", "--corpus", zoo_corpus.location]
     done = subprocess.run([*command, "--task", task_id], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "evil.pt holds pickled code" in done.stderr

@@ -118,7 +118,7 @@ def test_a_bundle_loads_where_the_user_trusts_the_package(run: Path, corpus: Cor
 @pytest.mark.slow
 def test_the_command_line_finds_it_in_the_folder_and_asks_for_trust(run: Path, corpus: Corpus, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "raywgen.cli", "generate", f"generator={run}", f"corpus={corpus.location}"]
+    command = [sys.executable, "-m", "raywgen", "generate", f"generator={run}", f"corpus={corpus.location}"]
     command += [f"out={tmp_path / 'networks'}", "tasks=seen", "limit=1", "sampling.num_steps=2", "best_of=1"]
     refused = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert refused.returncode == 1

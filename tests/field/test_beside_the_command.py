@@ -47,7 +47,7 @@ class EmbeddedCondition(nn.Module):
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As the installed script runs it: without the current folder on the import path."""
     return subprocess.run(
-        [sys.executable, "-P", "-m", "raywgen.cli", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "raywgen", *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
 
 

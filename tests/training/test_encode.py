@@ -25,7 +25,7 @@ from raywgen.training.batch_plan import StageView
 from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.encode import EncodePlan
 from raywgen.training.encode_corpus import EncodeConfig, encode_corpus
-from raywgen.training.launch import _differences
+from raywgen.training.launcher import _differences
 from raywgen.training.rows import RunRows
 from raywgen.training.run_tokens import make_tokens, open_tokens
 from raywgen.weights import Windows

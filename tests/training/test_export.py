@@ -84,7 +84,7 @@ def test_a_run_in_an_object_store_is_exported_there(run: Path, bucket: str) -> N
 
 
 def test_it_is_a_command(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "raywgen.cli", "export", str(run), f"out={tmp_path}/mine"]
+    command = [sys.executable, "-m", "raywgen", "export", str(run), f"out={tmp_path}/mine"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/mine holds the generator\n"

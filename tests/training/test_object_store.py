@@ -77,7 +77,7 @@ def test_a_run_in_a_store_is_the_run_on_a_disk_also_after_a_kill(
 def killed(command: list[str], out: str) -> None:
     """Kills a command when its run has a checkpoint of its second stage."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen([sys.executable, "-m", "raywgen.cli", *command], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "raywgen", *command], env=environment)
     storage = Storage.at(out)
     while process.poll() is None:
         if any(name.startswith("checkpoints/01-") for name in storage.walk("checkpoints")):
@@ -164,7 +164,7 @@ def test_workers_train_into_a_store(zoo_corpus: Corpus, bucket: str, tmp_path: P
     config.num_workers, config.checkpoint_every = 2, 3
     save_config(config, tmp_path / "config.yaml")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "raywgen.cli", "train", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "raywgen", "train", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     status = run_status(config.out)

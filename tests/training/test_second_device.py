@@ -71,7 +71,7 @@ def test_a_gpu_that_is_not_there_is_one_line(zoo_corpus: Corpus, tmp_path: Path)
 def test_a_run_says_which_device_it_took(
     zoo_corpus: Corpus, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("raywgen.training.launch"), "train_here", lambda specs, stop: None)
+    monkeypatch.setattr(importlib.import_module("raywgen.training.launcher"), "train_here", lambda specs, stop: None)
     launch([run(zoo_corpus, tmp_path)])
     assert f"{tmp_path} trains on the CPU" in capfd.readouterr().err or torch.cuda.is_available()
 

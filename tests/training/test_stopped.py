@@ -36,7 +36,7 @@ def slow_config(corpus: Corpus, out: Path, num_workers: int) -> TrainConfig:
 
 def command(config: TrainConfig, path: Path) -> list[str]:
     save_config(config, path)
-    return [sys.executable, "-m", "raywgen.cli", "train", str(path)]
+    return [sys.executable, "-m", "raywgen", "train", str(path)]
 
 
 def stopped_by(number: signal.Signals, config: TrainConfig, path: Path) -> str:

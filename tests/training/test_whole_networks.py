@@ -238,7 +238,7 @@ def many_at_once(corpus: Corpus, out: Path) -> TrainConfig:
 def test_no_worker_starts_where_the_nodes_declare_too_little_memory(
     zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("raywgen.training.launch")
+    module = importlib.import_module("raywgen.training.launcher")
     node = {"CPU": 4.0, "memory": 2.0**33}
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr(module, "connected_nodes", lambda _: Nodes(alive=[node], most=[node]))

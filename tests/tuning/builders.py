@@ -77,4 +77,4 @@ def facts(result: TuneResult) -> list[tuple[Any, ...]]:
 
 def command(config: TuneConfig, path: Path) -> list[str]:
     save_config(config, path)
-    return [sys.executable, "-m", "raywgen.cli", "tune", str(path)]
+    return [sys.executable, "-m", "raywgen", "tune", str(path)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,13 +14,12 @@ from raywgen.training.checkpoints.errors import CheckpointError, SaveError
 from raywgen.training.checkpoints.group import Alone, Group
 from raywgen.training.checkpoints.index import INDEX, TrainState
 from raywgen.training.checkpoints.patience import patiently
+from raywgen.training.checkpoints.position import CHECKPOINTS, checkpoint_names, newest_position, position_of
 from raywgen.training.checkpoints.reader import Checkpoint
 from raywgen.training.checkpoints.slices import Part, Slice, own_slices
 from raywgen.training.checkpoints.writer import forget_old_index, write_index, write_part
 
-CHECKPOINTS = "checkpoints"
 _GRACE_SECONDS = 30.0
-_NAME = re.compile(r"(\d+)-(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +173,7 @@ class CheckpointManager:
         """
         passed_over: list[str] = []
         group = self._group
-        names = [name for name in reversed(patiently(self._names)) if among is None or among(*_position(name))]
+        names = [name for name in reversed(patiently(self._names)) if among is None or among(*position_of(name))]
         for name in json.loads(group.exchange(json.dumps(names))[0]):
             found, reason = None, ""
             try:
@@ -203,10 +201,7 @@ class CheckpointManager:
 
     def position(self) -> tuple[int, int] | None:
         """Stage and step of the newest durable checkpoint, by its name alone."""
-        for name in reversed(self._names()):
-            if self._storage.size(f"{CHECKPOINTS}/{name}/{INDEX}") is not None:
-                return _position(name)
-        return None
+        return newest_position(self._storage)
 
     @staticmethod
     def folder_of(position: tuple[int, int]) -> str:
@@ -214,11 +209,4 @@ class CheckpointManager:
         return TrainState(stage=position[0], step=position[1]).folder
 
     def _names(self) -> list[str]:
-        found = {path.split("/")[1] for path in self._storage.walk(CHECKPOINTS) if path.count("/") > 1}
-        return sorted(name for name in found if _NAME.fullmatch(name))
-
-
-def _position(name: str) -> tuple[int, int]:
-    """Returns stage and step of a checkpoint by the name of its folder."""
-    stage, _, step = name.partition("-")
-    return int(stage), int(step)
+        return checkpoint_names(self._storage)

@@ -164,7 +164,7 @@ def measured_rates(config: TrainConfig, num_steps: int) -> tuple[dict[str, Stage
         out = str(Path(folder) / "out")
         save_config(short_run(config, num_steps, out), path)
         names = [argument for name in trusted() for argument in ("--trust", name)]
-        command = [sys.executable, "-m", "raywgen.cli", "train", str(path), *names]
+        command = [sys.executable, "-m", "raywgen", "train", str(path), *names]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line for line in done.stderr.strip().splitlines() if line.startswith("error:")]

@@ -29,7 +29,7 @@ from raywgen.tasks.encoders import copy_encoder, encoder_kind
 from raywgen.tasks.preprocessing import InputForm, input_form
 from raywgen.tasks.sentence_form import SentenceForm, sentence_form
 from raywgen.training.checkpoints import CheckpointManager, check_fits
-from raywgen.training.config import TrainConfig, flatten, read_method, read_train_config
+from raywgen.training.config import TrainConfig, flatten, read_train_config
 from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.devices import with_device
 from raywgen.training.early import check_batches
@@ -39,6 +39,7 @@ from raywgen.training.resource_check import Nodes, check_run, connected_nodes, w
 from raywgen.training.resume import resumed_checkpoint
 from raywgen.training.rows import data_digest
 from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapshot_folder, warn
+from raywgen.training.run_method import read_method
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.run_tokens import check_tokens
 from raywgen.training.runlog import Row, read_metrics

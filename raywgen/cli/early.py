@@ -1,0 +1,76 @@
+"""Looks for the corpus and the generator that a command names before anything is imported that takes seconds.
+
+Only what the user named is looked at, or the default where nothing at all was given: of two mistakes the one that was
+typed is said. What lies elsewhere than on this machine is looked for later, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raywgen.cli.known_settings import settings_of_command
+from raywgen.config import SHIPPED, parse_overrides, read_yaml
+from raywgen.generators.method_names import METHOD_NAMES
+
+
+def check_named(command: str, config: str | None, overrides: Sequence[str], keys: Sequence[str] = ("corpus",)) -> None:
+    """Refuses a corpus or generator that is not there.
+
+    Args:
+        command: The command, such as `zoo train`.
+        config: Its first argument: a YAML file, a method, a shipped config, or None.
+        overrides: Settings as `key=value`.
+        keys: The settings that are looked at: `corpus`, `generator`.
+
+    Raises:
+        MissingFileError: There is no corpus.
+        BundleError: There is no generator.
+        ConfigError: The YAML file or a setting cannot be read.
+    """
+    is_plain = not overrides and (config is None or config in METHOD_NAMES)
+    defaults = {setting.key: setting.default for setting in settings_of_command(command)} if is_plain else {}
+    given = {**defaults, **_from_file(config), **parse_overrides(overrides)}
+    for key in keys:
+        location = given.get(key)
+        if isinstance(location, str) and location.strip():
+            _CHECKS[key](location)
+
+
+def check_corpus(location: str) -> str:
+    """Returns the place of a corpus, and refuses a local folder that holds none.
+
+    Raises:
+        MissingFileError: There is no corpus.
+    """
+    # Imported late: Arrow takes its time, too, and commands without a corpus do not need it.
+    from raywgen.corpus.storage import CorpusStorage
+
+    if "://" not in location:
+        CorpusStorage.at(location).check_manifest()
+    return location
+
+
+def check_generator(location: str) -> str:
+    """Returns the place of a generator, and refuses a local folder that holds none.
+
+    Raises:
+        BundleError: There is no generator.
+    """
+    from raywgen.generators.bundle_copies import bundle_folder, is_elsewhere
+
+    if not is_elsewhere(location):
+        bundle_folder(location)
+    return location
+
+
+_CHECKS = {"corpus": check_corpus, "generator": check_generator}
+
+
+def _from_file(config: str | None) -> dict[str, object]:
+    if config is None or "://" in config:
+        return {}
+    path = Path(config)
+    if not path.exists() and not path.suffix:
+        path = (SHIPPED / config).with_suffix(".yaml")
+    return read_yaml(path) if path.is_file() else {}
