@@ -77,7 +77,7 @@ def test_a_wrong_value_is_named() -> None:
 def test_a_missing_config_or_corpus_is_named(tmp_path: Path) -> None:
     refused(raywgen("train", str(tmp_path / "none.yaml")), "none.yaml")
     refused(raywgen("corpus", "info", str(tmp_path)), "manifest.json", "raywgen zoo train")
-    refused(raywgen("generate", f"generator={tmp_path}"), "corpus")
+    refused(raywgen("generate", f"generator={tmp_path}"), f"{tmp_path} holds no trained generator")
 
 
 def test_info_as_json(zoo_corpus: Corpus) -> None:
