@@ -163,10 +163,9 @@ def train(config: TrainedBy = None, overrides: Overrides = None, trust: Trust = 
 
     raywgen train igpg/digits out=runs/mine seed=1
 
-    raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1
-
-    `num_workers=0` trains in this process. The same command again continues an interrupted run. For a generator that
-    writes tokens it also prints the size and the fidelity of the tokens, and writes them to `tokenizer.json`.
+    Or a method by its name, as in `raywgen train mcdi corpus=runs/zoo/omniglot-heads shot=1`. `num_workers=0` trains in
+    this process. The same command again continues an interrupted run. For a generator that writes tokens it also prints
+    the size and the fidelity of the tokens, and writes them to `tokenizer.json`.
     """
     path, rest = split_config(config, overrides)
     check_named("train", path, rest)
