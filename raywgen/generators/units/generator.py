@@ -16,7 +16,7 @@ from raywgen.generators.interface import DataSpec, Generated, GenerationRequest,
 from raywgen.generators.settings import StageConfig
 from raywgen.generators.stage import Stage, StageLoss, StageNeeds
 from raywgen.generators.units.config import UnitsConfig
-from raywgen.generators.units.samples import support_facts
+from raywgen.generators.units.samples import Activations
 from raywgen.generators.units.writer import UnitWriter
 from raywgen.nn.conditions import SampleEncoder
 from raywgen.nn.text_encoders import build_text_encoder
@@ -52,7 +52,7 @@ class Units(Generator[UnitsConfig]):
         """
         samples_BSF = condition.samples_BSF[..., : self.data.num_features]
         parts_B2H = torch.cat([self.text(condition.instructions), self.samples(samples_BSF, condition.labels_BS)], -1)
-        support = support_facts(samples_BSF, condition.labels_BS, self.data.max_classes)
+        support = Activations.of_samples(samples_BSF, condition.labels_BS, self.data.max_classes)
         return self.writer(layout, self.task(parts_B2H), support, noise, code_noise)
 
     @torch.no_grad()

@@ -1,51 +1,137 @@
-"""Measures what a support set says of each input and of each class, beside the task as a whole.
+"""Follows a support set through the layers that are written, and measures what it says of each input of the next.
 
-Shape letter beyond the legend in `raywgen.weights`: I channels of the inputs.
+Which operations lie between the layers is not known from a layout: rectified units, and pooling to the places that the
+next layer reads, are taken for granted. Where that is wrong, what is measured is a hint that fits less well.
+
+Shape letters beyond the legend in `raywgen.weights`: n units of an axis, h and w height and width of a map, P positions
+of a map, R rows of a layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raywgen.nn.conditions import class_members
 
+MOST_SAMPLES = 64
+_MOST_POSITIONS = 1024
 _LEAST = 1e-6
+_MOST_CONTRAST = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class SupportFacts:
-    """Moments of the inputs of a support set.
+class Facts:
+    """What the samples of a support set say of each value that a row reads.
 
     Attributes:
-        mean_BF: Mean of each input.
-        variance_BF: Its variance over the samples.
-        direction_BCF: Difference of each class's mean to that of all, scaled to unit size; zero for absent classes.
+        mean_BX: Mean of each value.
+        variance_BX: Its variance over the samples.
+        class_BCX: Difference of each class's mean to that of all; zero for absent classes.
     """
 
-    mean_BF: Tensor
-    variance_BF: Tensor
-    direction_BCF: Tensor
+    mean_BX: Tensor
+    variance_BX: Tensor
+    class_BCX: Tensor
 
-    def of_channels(self, num_channels: int) -> tuple[Tensor, Tensor] | None:
-        """Returns mean and variance `(B, I)` of each channel of the inputs; None where they have none."""
-        if self.mean_BF.shape[1] % num_channels:
+    def features(self) -> Tensor:
+        """Returns numbers of about unit size for each value, `(B, X, 2 + 2 C)`; means are relative to one another."""
+        spread_BX = self.variance_BX.sqrt()
+        size_BC1 = self.class_BCX.square().mean(dim=2, keepdim=True).sqrt()
+        # A mean below a hundredth of the samples' spread is rounding, for instance if all samples have one label.
+        least_B11 = 0.01 * spread_BX.mean(dim=1)[:, None, None] + _LEAST
+        contrast_BCX = self.class_BCX / (spread_BX + least_B11[:, 0]).unsqueeze(1)
+        parts = [
+            _standardised(self.mean_BX).unsqueeze(-1),
+            _standardised(spread_BX).unsqueeze(-1),
+            (self.class_BCX / torch.maximum(size_BC1, least_B11)).mT,
+            contrast_BCX.clamp(-_MOST_CONTRAST, _MOST_CONTRAST).mT,
+        ]
+        return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """The values of an axis for the samples of B support sets.
+
+    Attributes:
+        values_BSnP: One value of each unit for each sample and position; P is 1 where there are no maps.
+        member_BSC: Class of each sample, one-hot.
+        grid: Height and width of the maps.
+    """
+
+    values_BSnP: Tensor
+    member_BSC: Tensor
+    grid: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def of_samples(cls, samples_BSF: Tensor, labels_BS: Tensor, max_classes: int) -> Activations:
+        """Returns the samples themselves, of more than 64 as many at equal distances."""
+        num = labels_BS.shape[1]
+        if num > MOST_SAMPLES:
+            index_S = torch.linspace(0, num - 1, MOST_SAMPLES, device=labels_BS.device).long()
+            samples_BSF, labels_BS = samples_BSF[:, index_S], labels_BS[:, index_S]
+        return cls(samples_BSF.unsqueeze(-1), class_members(labels_BS, max_classes, samples_BSF.dtype))
+
+    def as_maps(self, num_channels: int) -> Activations | None:
+        """Returns flat values as square maps; None where they are not as many."""
+        num_values = self.values_BSnP.shape[2]
+        side = math.isqrt(num_values // num_channels)
+        if num_channels * side**2 != num_values or side**2 > _MOST_POSITIONS:
             return None
-        mean_BI = self.mean_BF.unflatten(1, (num_channels, -1)).mean(dim=-1)
-        return mean_BI, self.variance_BF.unflatten(1, (num_channels, -1)).mean(dim=-1)
+        return replace(
+            self, values_BSnP=self.values_BSnP.squeeze(-1).unflatten(2, (num_channels, -1)), grid=(side, side)
+        )
+
+    def on_grid(self, grid: tuple[int, int]) -> Activations:
+        """Returns each unit's values at the places of a grid as values of their own, pooled to these."""
+        maps_BSnhw = self.values_BSnP.unflatten(-1, self.grid)
+        pooled = nn.functional.adaptive_max_pool2d(maps_BSnhw.flatten(0, 2).unsqueeze(1), grid)
+        return replace(self, values_BSnP=pooled.view(*maps_BSnhw.shape[:2], -1, 1), grid=(1, 1))
+
+    def facts(self) -> Facts:
+        """Measures all units, over samples and positions."""
+        mean_Bn = self.values_BSnP.mean(dim=(1, 3))
+        variance_Bn = self.values_BSnP.var(dim=(1, 3), unbiased=False)
+        count_BC1 = self.member_BSC.sum(dim=1).unsqueeze(-1)
+        centred_BSn = self.values_BSnP.mean(dim=3) - mean_Bn.unsqueeze(1)
+        class_BCn = torch.einsum("bsc,bsn->bcn", self.member_BSC, centred_BSn) / count_BC1.clamp(min=1)
+        return Facts(mean_Bn, variance_Bn, class_BCn)
+
+    def through(self, weight_BRX: Tensor, kernel: tuple[int, int] | None) -> Activations:
+        """Returns what a layer makes of the values.
+
+        Args:
+            weight_BRX: Its rows.
+            kernel: Height and width where it is a kernel that keeps the size of maps; None for a matrix.
+        """
+        num_sets, num_samples = self.values_BSnP.shape[:2]
+        if kernel is None:
+            values_BSR1 = (self.values_BSnP.squeeze(-1) @ weight_BRX.mT).unsqueeze(-1)
+            return replace(self, values_BSnP=values_BSR1)
+        maps_SXhw = self.values_BSnP.unflatten(-1, self.grid).transpose(0, 1).flatten(1, 2)
+        weight = weight_BRX.unflatten(-1, (-1, *kernel)).flatten(0, 1)
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        found = nn.functional.conv2d(maps_SXhw, weight, padding=padding, groups=num_sets)
+        values_BSRP = found.view(num_samples, num_sets, -1, found.shape[2] * found.shape[3]).transpose(0, 1)
+        return replace(self, values_BSnP=values_BSRP, grid=(found.shape[2], found.shape[3]))
+
+    def rectified(self, shift_Bn: Tensor | None, is_normalised: bool) -> Activations:
+        """Returns the values after a normalisation, if any, a shift, and rectification."""
+        values_BSnP = self.values_BSnP
+        if is_normalised:
+            facts = self.facts()
+            scale_Bn = facts.variance_BX.clamp(min=_LEAST).rsqrt()
+            values_BSnP = (values_BSnP - facts.mean_BX[:, None, :, None]) * scale_Bn[:, None, :, None]
+        if shift_Bn is not None:
+            values_BSnP = values_BSnP + shift_Bn[:, None, :, None]
+        return replace(self, values_BSnP=values_BSnP.relu())
 
 
-def support_facts(samples_BSF: Tensor, labels_BS: Tensor, max_classes: int) -> SupportFacts:
-    """Returns the facts of B support sets; of labels from `max_classes` on no class is known."""
-    mean_BF = samples_BSF.mean(dim=1)
-    variance_BF = samples_BSF.var(dim=1, unbiased=False)
-    spread_B11 = variance_BF.mean(dim=1).sqrt().clamp(min=_LEAST)[:, None, None]
-    member_BSC = class_members(labels_BS, max_classes, samples_BSF.dtype)
-    count_BC1 = member_BSC.sum(dim=1).unsqueeze(-1)
-    centred_BSF = (samples_BSF - mean_BF.unsqueeze(1)) / spread_B11
-    means_BCF = torch.einsum("bsc,bsf->bcf", member_BSC, centred_BSF) / count_BC1.clamp(min=1)
-    # A mean below a hundredth of the samples' spread is rounding, for instance if all samples have one label.
-    size_BC1 = means_BCF.square().mean(dim=2, keepdim=True).sqrt().clamp(min=1e-2)
-    return SupportFacts(mean_BF, variance_BF, means_BCF / size_BC1)
+def _standardised(x_BX: Tensor) -> Tensor:
+    """Scales numbers to mean 0 and size 1 over the values, so that what all have in common hides no difference."""
+    centred_BX = x_BX - x_BX.mean(dim=1, keepdim=True)
+    return centred_BX / centred_BX.square().mean(dim=1, keepdim=True).sqrt().clamp(min=_LEAST)

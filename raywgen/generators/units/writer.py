@@ -1,4 +1,4 @@
-"""Writes every tensor of a network from one vector for each of its units.
+"""Writes a network layer after layer, from one vector for each of its units.
 
 Shape letters beyond the legend in `raywgen.weights`: n units of an axis, R numbers of a unit's side of a product, V
 places of a pair of units.
@@ -21,7 +21,7 @@ from raywgen.generators.units.axes import (
     unit_layout,
 )
 from raywgen.generators.units.codes import NUM_CODE, unit_codes
-from raywgen.generators.units.samples import SupportFacts
+from raywgen.generators.units.samples import Activations, Facts
 from raywgen.weights import KeyedNoise, Layout
 
 # One number of each unit for each kind of vector, for its row's scale, and for how much of the inputs' mean it sees.
@@ -29,29 +29,35 @@ _SCALARS = ("bias", "norm_scale", "norm_shift", "running_mean", "running_var", "
 _BIAS_SCALE = 0.3
 _NORM_SCALE = 0.1
 _GAIN_SCALE = 0.3
+_MOST_GAIN = 3.0
+_FIRST_OUTPUT = 0.1
 _MEAN_HIDDEN = -4.0
 _MOST_LOG = 8.0
 _LEAST = 1e-6
+# Support sets are not followed through larger networks, which would take as long as to train them.
+_MOST_FOLLOWED = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class _Roles:
-    """The parts of an axis's units: a row's and a column's side of a product, and a number for each kind of vector."""
+    """The parts of an axis's units: their vectors, a row's side of a product, and a number for each kind of vector."""
 
+    unit_BnH: Tensor
     row_BnR: Tensor
-    column_BnR: Tensor
     scalar: dict[str, Tensor]
 
 
 class UnitWriter(nn.Module):
     """Describes each unit by a vector from its code, its axis and the task, and writes tensors from these.
 
-    A matrix is `W[j, i] = gain * row_j . column_i / sqrt(R)`, so it may have any number of rows and columns; a kernel
-    has `column_i` changed by each of its places. Initial networks have the variances of He et al. 2015 for inputs that
-    are centred: biases begin as `-W mean`, and rows without a bias do not see the mean at first. Otherwise inputs that
-    are never negative would drive all of a unit's samples one way. Rows and biases have the mean zero over the units of
-    an axis, so that whatever the sample not all units of a layer are off: such a network has no gradient, and training
-    by the task's loss stays at chance.
+    A matrix is `W[j, i] = gain * row_j . column_i / sqrt(R)`, so it may have any number of rows and columns; a kernel,
+    or a row that reads a flattened channel, has a `column_i` for each place. A column also knows what the support set
+    says of the value that it reads: the samples are followed through the layers as they are written.
+
+    Networks without biases would easily end with all units of a layer off, where there is no gradient. Three things
+    keep them from it. Biases begin as `-W mean`, and rows without a bias do not see the mean at first. Rows and biases
+    have the mean zero over the units of an axis. Outputs are small at first, and both sides of a product keep their
+    size, which a bounded gain alone changes: from larger outputs the nearest way down is to write zeros.
 
     Args:
         num_features: F, values of a sample.
@@ -65,42 +71,54 @@ class UnitWriter(nn.Module):
         H = width
         self.code = nn.Sequential(nn.Linear(NUM_CODE + NUM_AXIS_FACTS, H), nn.GELU(), nn.Linear(H, H), nn.LayerNorm(H))
         self.input_table = nn.Parameter(torch.randn(num_features, H))
-        self.input_facts = nn.Linear(2 + max_classes, H)
         self.output_facts = nn.Linear(num_features, H)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), nn.Linear(2 * H, H))
-            for _ in range(num_layers)
+        self.blocks = nn.ModuleList(_block(H) for _ in range(num_layers))
+        # Of unit size like a unit's vector, but zero for a single place: matrices are written as if there were none.
+        self.place = nn.Sequential(
+            nn.Linear(NUM_PLACE_FEATURES, H, bias=False),
+            nn.GELU(),
+            nn.Linear(H, H, bias=False),
+            nn.LayerNorm(H, elementwise_affine=False),
         )
-        self.place = nn.Linear(NUM_PLACE_FEATURES, H, bias=False)
-        self.roles = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H + len(_SCALARS)))
-        head = self.roles[1]
-        assert isinstance(head, nn.Linear)
-        nn.init.normal_(head.weight, std=H**-0.5)
-        nn.init.zeros_(head.bias)
-        nn.init.normal_(self.place.weight, std=NUM_PLACE_FEATURES**-0.5)
+        self.facts = nn.Linear(2 + 2 * max_classes, H, bias=False)
+        self.place_block = _block(H)
+        self.roles = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, H + len(_SCALARS)))
+        self.columns = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, H))
+        for head in (self.roles[1], self.columns[1]):
+            assert isinstance(head, nn.Linear)
+            nn.init.normal_(head.weight, std=H**-0.5)
+            nn.init.zeros_(head.bias)
 
     def forward(
-        self, layout: Layout, task_BH: Tensor, support: SupportFacts, noise: KeyedNoise, code_noise: float
+        self, layout: Layout, task_BH: Tensor, support: Activations, noise: KeyedNoise, code_noise: float
     ) -> Tensor:
         """Returns flat vectors `(B, D)`, differentiable.
 
         Args:
             layout: Any layout.
             task_BH: The tasks, of about unit size.
-            support: Their samples' facts.
+            support: Their samples.
             noise: B rows of noise on the codes of units.
             code_noise: Its size.
         """
         units = unit_layout(layout)
         roles = self._all_roles(units, task_BH, support, noise, code_noise)
         written: dict[str, Tensor] = {}
+        seen: dict[int, Activations | None] = {0: support if layout.num_values <= _MOST_FOLLOWED else None}
         shift_Bn: dict[int, Tensor] = {}
         for tensor in units.tensors:
-            if tensor.axis_in is not None:
-                rows_BnX, mean_Bn = self._matrix(units, tensor, roles, support)
-                written[tensor.spec.name] = rows_BnX.flatten(1)
-                if mean_Bn is not None:
-                    shift_Bn[tensor.axis_out] = mean_Bn
+            if tensor.axis_in is None:
+                continue
+            given = _read(seen.get(tensor.axis_in), units, tensor)
+            rows_BnX, mean_Bn = self._matrix(units, tensor, roles, None if given is None else given.facts())
+            written[tensor.spec.name] = rows_BnX.flatten(1)
+            axis = units.axes[tensor.axis_out]
+            bias_Bn = _BIAS_SCALE * roles[tensor.axis_out].scalar["bias"] if axis.has_bias else None
+            if mean_Bn is not None and bias_Bn is not None:
+                shift_Bn[tensor.axis_out] = bias_Bn = bias_Bn + mean_Bn
+            with torch.no_grad():
+                made = None if given is None else given.through(rows_BnX, tensor.grid if tensor.is_kernel else None)
+                seen[tensor.axis_out] = None if made is None else made.rectified(bias_Bn, axis.has_norm)
         for tensor in units.tensors:
             if tensor.axis_in is None:
                 values_Bn = _vector(tensor, roles[tensor.axis_out].scalar, shift_Bn.get(tensor.axis_out))
@@ -108,12 +126,11 @@ class UnitWriter(nn.Module):
         return torch.cat([written[spec.name] for spec in layout.generated], dim=1)
 
     def _all_roles(
-        self, units: UnitLayout, task_BH: Tensor, support: SupportFacts, noise: KeyedNoise, code_noise: float
+        self, units: UnitLayout, task_BH: Tensor, support: Activations, noise: KeyedNoise, code_noise: float
     ) -> list[_Roles]:
         device, sizes = task_BH.device, [axis.num_units for axis in units.axes]
-        facts_AQ = units.facts().to(device)
         codes = []
-        for size, facts_Q in zip(sizes, facts_AQ, strict=True):
+        for size, facts_Q in zip(sizes, units.facts().to(device), strict=True):
             code_Bnc = unit_codes(size).to(device).expand(len(task_BH), -1, -1)
             if code_noise:
                 code_Bnc = code_Bnc + code_noise * noise.normal(size, NUM_CODE)
@@ -121,51 +138,66 @@ class UnitWriter(nn.Module):
         # All axes at once: small products one after another would cost more than they compute.
         unit_BnH = self.code(torch.cat(codes, dim=1))
         task_B1H = task_BH.unsqueeze(1)
-        x_BnH = unit_BnH + task_B1H + unit_BnH * task_B1H
-        parts = list(x_BnH.split(sizes, dim=1))
-        parts[0] = parts[0] + self._inputs(sizes[0], support)
+        parts = list((unit_BnH + task_B1H + unit_BnH * task_B1H).split(sizes, dim=1))
+        parts[0] = parts[0] + self._inputs(sizes[0])
         parts[units.output] = parts[units.output] + self._outputs(sizes[units.output], support)
         x_BnH = torch.cat(parts, dim=1)
         for block in self.blocks:
             x_BnH = x_BnH + block(x_BnH)
         H = task_BH.shape[1]
+        roles_BnX = self.roles(x_BnH)
         return [
-            _roles(role_Bns[..., :H], role_Bns[..., H : 2 * H], role_Bns[..., 2 * H :])
-            for role_Bns in self.roles(x_BnH).split(sizes, dim=1)
+            _roles(x_BnH, roles_BnX[..., :H], roles_BnX[..., H:])
+            for x_BnH, roles_BnX in zip(x_BnH.split(sizes, dim=1), roles_BnX.split(sizes, dim=1), strict=True)
         ]
 
-    def _inputs(self, num_units: int, support: SupportFacts) -> Tensor:
-        """Returns what the samples say of each input `(B, n, H)`, or of each channel; zeros where they have no such."""
-        moments = [_standardised(support.mean_BF), _standardised(support.variance_BF.sqrt())]
-        facts_BFn = torch.cat([torch.stack(moments, dim=-1), support.direction_BCF.mT], dim=-1)
-        x_BFH = self.input_table + self.input_facts(facts_BFn)
-        if x_BFH.shape[1] % num_units:
+    def _inputs(self, num_units: int) -> Tensor:
+        """Returns what is learned of each input, `(n, H)`, or of each channel; nothing of other inputs."""
+        if len(self.input_table) % num_units:
             # Zero times the mean, so that every parameter has a gradient whatever the layout.
-            return 0.0 * x_BFH.mean(dim=1, keepdim=True)
-        return x_BFH.unflatten(1, (num_units, -1)).mean(dim=2)
+            return 0.0 * self.input_table.mean(dim=0, keepdim=True)
+        return self.input_table.unflatten(0, (num_units, -1)).mean(dim=1)
 
-    def _outputs(self, num_units: int, support: SupportFacts) -> Tensor:
+    def _outputs(self, num_units: int, support: Activations) -> Tensor:
         """Returns what the samples say of each class `(B, n, H)`; nothing of outputs beyond the known classes."""
-        x_BCH = self.output_facts(support.direction_BCF)[:, :num_units]
+        facts = support.facts()
+        size_BC1 = facts.class_BCX.square().mean(dim=2, keepdim=True).sqrt()
+        least_B11 = 0.01 * facts.variance_BX.mean(dim=1).sqrt()[:, None, None] + _LEAST
+        x_BCH = self.output_facts(facts.class_BCX / torch.maximum(size_BC1, least_B11))[:, :num_units]
         return nn.functional.pad(x_BCH, (0, 0, 0, num_units - x_BCH.shape[1]))
 
+    def _columns(self, unit_BnH: Tensor, tensor: UnitTensor, facts: Facts | None) -> Tensor:
+        """Returns the columns' side of a product, `(B, n * V, R)`: one for each place of each unit."""
+        place_VH = self.place(place_features(tensor.grid, tensor.is_kernel).to(unit_BnH.device))
+        unit_Bn1H = unit_BnH.unsqueeze(2)
+        x_BnVH = unit_Bn1H + place_VH + unit_Bn1H * place_VH
+        num_features = self.facts.in_features
+        if facts is None:
+            known_BnVQ = unit_BnH.new_zeros(*x_BnVH.shape[:3], num_features)
+        else:
+            known_BnVQ = facts.features().view(len(unit_BnH), unit_BnH.shape[1], -1, num_features)
+        x_BXH = (x_BnVH + self.facts(known_BnVQ)).flatten(1, 2)
+        return self.columns(x_BXH + self.place_block(x_BXH))
+
     def _matrix(
-        self, units: UnitLayout, tensor: UnitTensor, roles: list[_Roles], support: SupportFacts
+        self, units: UnitLayout, tensor: UnitTensor, roles: list[_Roles], facts: Facts | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns rows `(B, n, X)`, and `-W mean` `(B, n)` for units with a bias that read the inputs."""
+        """Returns rows `(B, n, X)`, and `-W mean` `(B, n)` for units with a bias."""
         assert tensor.axis_in is not None
-        rows, columns = roles[tensor.axis_out], roles[tensor.axis_in]
-        R = rows.row_BnR.shape[-1]
-        place_VR = 1 + self.place(place_features(tensor.grid, tensor.is_kernel).to(rows.row_BnR.device))
-        place_VR = place_VR / place_VR.detach().square().mean().sqrt()
-        column_BXR = (columns.column_BnR.unsqueeze(2) * place_VR).flatten(1, 2)
-        mean_BX, variance_B = _moments(units, tensor, support)
-        gain = variance_B.clamp(min=_LEAST).rsqrt() * (1.0 if tensor.axis_out == units.output else math.sqrt(2))
-        scale_B = gain * (_GAIN_SCALE * rows.scalar["gain"].mean(dim=1)).clamp(-_MOST_LOG, _MOST_LOG).exp()
-        rows_BnX = rows.row_BnR @ column_BXR.mT * (scale_B * R**-0.5)[:, None, None]
+        rows = roles[tensor.axis_out]
+        column_BXR = self._columns(roles[tensor.axis_in].unit_BnH, tensor, facts)
+        R, num_values = rows.row_BnR.shape[-1], column_BXR.shape[1]
+        times = 1 if facts is None else num_values // facts.mean_BX.shape[1]
+        gain = _FIRST_OUTPUT if tensor.axis_out == units.output else math.sqrt(2)
+        spread_B = rows.row_BnR.new_tensor(float(num_values)) if facts is None else times * facts.variance_BX.sum(dim=1)
+        scale_B = gain * (_MOST_GAIN * (_GAIN_SCALE * rows.scalar["gain"].mean(dim=1)).tanh()).exp()
+        scale_B = scale_B * spread_B.clamp(min=_LEAST).rsqrt() * R**-0.5
+        product_BnX = _of_unit_size(rows.row_BnR) @ _of_unit_size(column_BXR).mT
+        rows_BnX = product_BnX * scale_B[:, None, None]
         axis = units.axes[tensor.axis_out]
-        if mean_BX is None or axis.has_norm:
+        if facts is None or axis.has_norm:
             return rows_BnX, None
+        mean_BX = facts.mean_BX.repeat_interleave(times, dim=1)
         seen_Bn = (rows_BnX @ mean_BX.unsqueeze(-1)).squeeze(-1)
         if axis.has_bias:
             return rows_BnX, -seen_Bn
@@ -174,15 +206,32 @@ class UnitWriter(nn.Module):
         return rows_BnX - (hidden_Bn * seen_Bn).unsqueeze(-1) * along_B1X, None
 
 
-def _roles(row_BnR: Tensor, column_BnR: Tensor, scalar_Bns: Tensor) -> _Roles:
+def _read(given: Activations | None, units: UnitLayout, tensor: UnitTensor) -> Activations | None:
+    """Returns the values as a tensor reads them; None where nothing is known of them."""
+    assert tensor.axis_in is not None
+    num_units = units.axes[tensor.axis_in].num_units
+    if given is None:
+        return None
+    is_flat = given.grid == (1, 1)
+    if tensor.is_kernel:
+        given = given.as_maps(num_units) if is_flat else given
+        return given if given is not None and given.values_BSnP.shape[2] == num_units else None
+    if not is_flat:
+        given = given.on_grid(tensor.grid)
+    return given if given.values_BSnP.shape[2] == num_units * tensor.num_places else None
+
+
+def _block(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+
+def _roles(unit_BnH: Tensor, row_BnR: Tensor, scalar_Bns: Tensor) -> _Roles:
     scalar = dict(zip(_SCALARS, scalar_Bns.unbind(dim=-1), strict=True))
-    return _Roles(_centred(row_BnR), column_BnR, scalar | {"bias": _centred(scalar["bias"])})
+    return _Roles(unit_BnH, _centred(row_BnR), scalar | {"bias": _centred(scalar["bias"])})
 
 
-def _standardised(x_BF: Tensor) -> Tensor:
-    """Scales numbers of inputs to mean 0 and size 1 over these, so that what all have in common hides no difference."""
-    centred_BF = x_BF - x_BF.mean(dim=1, keepdim=True)
-    return centred_BF / centred_BF.square().mean(dim=1, keepdim=True).sqrt().clamp(min=_LEAST)
+def _of_unit_size(x_BnR: Tensor) -> Tensor:
+    return x_BnR * x_BnR.square().mean(dim=(1, 2), keepdim=True).clamp(min=_LEAST).rsqrt()
 
 
 def _centred(x: Tensor) -> Tensor:
@@ -190,24 +239,8 @@ def _centred(x: Tensor) -> Tensor:
     return x - x.mean(dim=1, keepdim=True) if x.shape[1] > 1 else x
 
 
-def _moments(units: UnitLayout, tensor: UnitTensor, support: SupportFacts) -> tuple[Tensor | None, Tensor]:
-    """Returns the mean `(B, X)` of what a row reads, where that is the inputs, and the sum of its variances `(B,)`."""
-    assert tensor.axis_in is not None
-    num_units, V = units.axes[tensor.axis_in].num_units, tensor.num_places
-    unknown_B = torch.full_like(support.mean_BF[:, 0], float(num_units * V))
-    if tensor.axis_in != 0:
-        return None, unknown_B
-    if not tensor.is_kernel and num_units * V == support.mean_BF.shape[1]:
-        return support.mean_BF, support.variance_BF.sum(dim=1)
-    channels = support.of_channels(num_units) if tensor.is_kernel else None
-    if channels is None:
-        return None, unknown_B
-    mean_BI, variance_BI = channels
-    return mean_BI.repeat_interleave(V, dim=1), V * variance_BI.sum(dim=1)
-
-
-def _vector(tensor: UnitTensor, scalar: dict[str, Tensor], shift_Bn: Tensor | None) -> Tensor:
-    """Returns a vector `(B, n)` by its kind."""
+def _vector(tensor: UnitTensor, scalar: dict[str, Tensor], shifted_Bn: Tensor | None) -> Tensor:
+    """Returns a vector `(B, n)` by its kind; `shifted_Bn` is the bias of units that do not see the mean."""
     kind = tensor.spec.kind
     if kind == "norm_scale":
         return 1 + _NORM_SCALE * scalar[kind]
@@ -215,5 +248,4 @@ def _vector(tensor: UnitTensor, scalar: dict[str, Tensor], shift_Bn: Tensor | No
         return _NORM_SCALE * scalar[kind]
     if kind == "running_var":
         return (_NORM_SCALE * scalar[kind]).clamp(-_MOST_LOG, _MOST_LOG).exp()
-    values_Bn = _BIAS_SCALE * scalar["bias"]
-    return values_Bn if shift_Bn is None else values_Bn + shift_Bn
+    return _BIAS_SCALE * scalar["bias"] if shifted_Bn is None else shifted_Bn

@@ -12,7 +12,6 @@ from raywgen.generators import DataSpec, GenerationRequest
 from raywgen.generators.units import Units, UnitsConfig
 from raywgen.generators.units import writer as writer_module
 from raywgen.generators.units.codes import NUM_CODE, unit_codes
-from raywgen.generators.units.samples import support_facts
 from raywgen.tasks import build_network, stacked_logits
 from raywgen.weights import Condition, Layout
 from tests.builders import (
@@ -136,19 +135,6 @@ def test_codes_of_units_differ_in_any_number_of_them() -> None:
         assert len(torch.unique(codes, dim=0)) == num
     # The drawn half of a unit's code is that of the same number in wider networks.
     assert torch.equal(unit_codes(5)[:, 16:], unit_codes(9)[:5, 16:])
-
-
-def test_facts_of_samples_are_those_computed_by_hand() -> None:
-    samples = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [1.0, 4.0], [3.0, 4.0]]])
-    facts = support_facts(samples, torch.tensor([[0, 0, 1, 1]]), 3)
-    assert facts.mean_BF.tolist() == [[2.0, 2.0]]
-    assert facts.variance_BF.tolist() == [[1.0, 4.0]]
-    # Class means differ along the second input alone; the third class is absent.
-    assert torch.allclose(facts.direction_BCF, torch.tensor([[[0.0, -(2**0.5)], [0.0, 2**0.5], [0.0, 0.0]]]))
-    assert facts.of_channels(3) is None
-    channels = facts.of_channels(1)
-    assert channels is not None
-    assert [part.tolist() for part in channels] == [[[2.0]], [[2.5]]]
 
 
 @pytest.mark.parametrize("settings", [{"width": 0}, {"num_layers": 0}, {"code_noise": -0.1}])
