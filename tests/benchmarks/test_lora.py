@@ -8,6 +8,7 @@ import pytest
 
 from raywgen.benchmarks.lora import LoRAConfig, measure
 from raywgen.benchmarks.lora_rows import AdapterRows
+from raywgen.benchmarks.run import main
 from raywgen.benchmarks.trained import trained_zoo
 from tests.text_encoders import SIGNS, make_encoder, make_sentences
 
@@ -87,3 +88,24 @@ def test_what_is_missing_is_named() -> None:
         LoRAConfig()
     with pytest.raises(ValueError, match=r"methods=\['vae'\]: give some of hypernetwork"):
         LoRAConfig(data="a.parquet", methods=["vae"])
+
+
+def test_a_list_that_cannot_be_read_is_shown_as_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["zoo=[num_steps=5,checkpoint_steps=[5]]", "others=[/a.parquet,/b.parquet]"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "lora", "data=c.parquet", *given])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().err
+    assert "cannot read the overrides" in shown
+    assert "[/a.parquet,/b.parquet]" in shown
+
+
+def test_a_data_set_or_a_class_is_left_out() -> None:
+    config = LoRAConfig(data="c.parquet", others=["a.parquet", "b.parquet"], class_names=[], classes=[])
+    zoo = config.zoo_of(0).tasks
+    assert (zoo.paths, zoo.num_unseen_paths) == (["a.parquet", "b.parquet", "c.parquet"], 1)
+    assert LoRAConfig(data="c.parquet", family="words").zoo_of(0).tasks.kind == "sentence-words"
+    with pytest.raises(ValueError, match="heldout=2 with others"):
+        LoRAConfig(data="c.parquet", others=["a.parquet"], heldout=2)
