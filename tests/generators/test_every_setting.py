@@ -153,6 +153,7 @@ IGPG = {
             "nll_weight": tried(1.0),
             "l2_anchor_weight": tried(1.0),
             "diversity_weight": tried(1.0),
+            "condition_dropout": tried(0.9, "prior.condition_dropout=0.5"),
             "windows": tried("parallel", "prior.window=2"),
             "statistics": tried("batch"),
         },
@@ -240,6 +241,8 @@ DIRECT = {
 }
 HYPERNETWORK = {
     "width": tried(24),
+    "condition_dropout": tried(0.9),
+    "from_base": tried("true"),
     "statistics": tried("batch"),
     **group("task_loss", STAGE, base=stage_base("task_loss")),
 }

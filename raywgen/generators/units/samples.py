@@ -25,7 +25,7 @@ _MOST_CONTRAST = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the samples of a support set say of each value that a row reads.
+    """Moments of each value that a row reads, over the samples of a support set.
 
     Attributes:
         mean_BX: Mean of each value.
