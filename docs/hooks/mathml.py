@@ -21,6 +21,7 @@ def with_mathml(page: str) -> str:
 def _formula(found: re.Match[str]) -> str:
     display = "block" if found["open"] == "[" else "inline"
     latex = html.unescape(found["latex"]).strip()
-    mathml = convert(latex, display=display)
+    # Browsers draw the overline of U+203E across its base, and the macron of U+00AF as a dot.
+    mathml = convert(latex, display=display).replace("&#x000AF;", "&#x0203E;")
     # The source stands beside it for those who cannot see the formula.
     return mathml.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)

@@ -35,14 +35,13 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
 
 
 def rendered(record: Mapping[str, Any], file: str) -> str:
-    """Returns the command, where and when it ran, its conditions and its tables.
+    """Returns the command, its tables, and how they were taken.
 
     Args:
         record: The content of the file.
         file: Its name, for the link beside the table.
     """
     parts = [f"```bash\n{_wrapped(record['command'])}\n```"]
-    parts += [_table(("taken", ""), [*_origin(record, file), *_conditions(record["conditions"])], "record-origin")]
     for table in record.get("tables", ()):
         if table["caption"]:
             parts.append(f"**{table['caption']}**")
@@ -50,6 +49,7 @@ def rendered(record: Mapping[str, Any], file: str) -> str:
     if record["figures"]:
         rows = [(f"`{name}`", number(value)) for name, value in record["figures"].items()]
         parts.append(_table(("figure", "value"), rows, "record-figures"))
+    parts.append(_table(("taken", ""), [*_conditions(record["conditions"]), *_origin(record, file)], "record-origin"))
     return "\n\n".join(parts)
 
 

@@ -140,7 +140,7 @@ def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _command(path: str, command: Any) -> str:
     context = command.make_context(path, [], resilient_parsing=True)
     context.info_name = f"raywgen {path}"
-    usage = " ".join(["raywgen", path, *command.collect_usage_pieces(context)])
+    usage = _plain_usage(" ".join(["raywgen", path, *command.collect_usage_pieces(context)]))
     text = f"## raywgen {path}\n\n```text\n{usage}\n```\n\n{_help(command.help or '')}\n"
     rows = [
         f"| {_names(one)} | {_escaped(' '.join(one.help.split()))} |"
@@ -152,6 +152,12 @@ def _command(path: str, command: Any) -> str:
     if path in SCHEMAS:
         text += f"\nSettings: [raywgen {path}](configuration/{page_of(path)}.md).\n"
     return text
+
+
+def _plain_usage(usage: str) -> str:
+    """Takes out brackets around brackets, which some versions of typer write around a metavar."""
+    usage = re.sub(r"\[(\[[\w=]+\](?:\.\.\.)?)\](?:\.\.\.)?", r"\1", usage)
+    return re.sub(r"\{(\w+)\}", r"\1", usage)
 
 
 def _names(parameter: Any) -> str:

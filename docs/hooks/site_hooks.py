@@ -34,8 +34,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return with_networks(with_records(markdown))
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Writes formulas as MathML."""
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Writes formulas as MathML; the page of a method shows code beside them at once."""
+    if page.file.src_uri.startswith("methods/"):
+        html = html.replace('<details class="mkdocstrings-source">', '<details class="mkdocstrings-source" open>')
     return with_mathml(html)
 
 
