@@ -4,7 +4,8 @@ With `varied=width` the networks differ in width instead.
 
 All networks solve one task, each from a start of its own. A network of an unseen depth is compared with networks of
 that depth that were trained as the zoo's were, with stored ones of the neighbouring depths whose blocks (or channels)
-are repeated or left out, with those of a hypernetwork trained by the task's loss alone, and with fresh ones. Every
+are repeated or left out, with those of a hypernetwork and of a generator of units, both trained by the task's loss
+alone, and with fresh ones. Every
 figure is the mean over the same number of choices among equally many candidates, made by the loss on the labelled
 samples of the condition. Statistics of batch normalisation are estimated anew from unlabelled training samples for all
 but trained networks; networks with the statistics that were written are a row of their own.
@@ -28,6 +29,7 @@ from raywgen.generation import load
 from raywgen.generators import GenerationRequest, Generator, OptimizerConfig, StageConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPG, SamplingConfig
+from raywgen.generators.units import UnitsConfig
 from raywgen.progress import Reporter
 from raywgen.tasks import build_task
 from raywgen.training import TrainConfig, launch
@@ -61,6 +63,7 @@ class IGPGDepthsConfig(SeededConfig):
         num_unlabelled: Training samples from which statistics of batch normalisation are estimated anew.
         finetune_rates: Learning rates of one epoch of fine-tuning; each start gets the best on held-out samples.
         hypernetwork: Training of the hypernetwork, with the same conditions as IGPG's.
+        units: Training of the generator that writes unit by unit, likewise.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=8]`.
         igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
     """
@@ -79,6 +82,14 @@ class IGPGDepthsConfig(SeededConfig):
         default_factory=lambda: HypernetworkConfig(
             statistics="batch",
             task_loss=StageConfig(num_steps=1000, batch_size=2, optimizer=OptimizerConfig(learning_rate=3e-3)),
+        )
+    )
+    units: UnitsConfig = field(
+        default_factory=lambda: UnitsConfig(
+            statistics="batch",
+            task_loss=StageConfig(
+                num_steps=1000, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100)
+            ),
         )
     )
     zoo: list[str] = field(default_factory=list)
@@ -140,7 +151,7 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
         corpus = trained_zoo(root, zoo)
         stored = stored_networks(corpus, varied)
         originals = stored | stored_networks(trained_zoo(root, replace(zoo, networks=unseen)), varied)
-        run, hypernetwork = _trained(config, root, corpus, seed)
+        run, others = _trained(config, root, corpus, seed)
     (facts,) = corpus.tasks.values()
     task = build_task(facts.recipe)
     rows = _SizeRows(
@@ -150,7 +161,7 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
         stored,
         _igpg(run.out),
         _igpg(f"{run.out}/{STAGES}/prior"),
-        load(hypernetwork.out, device="cpu").generator,
+        {name: load(other.out, device="cpu").generator for name, other in others.items()},
     )
     figures: dict[str, float] = {}
     with Reporter().step("ladder", "seen, between, beyond") as bar:
@@ -180,17 +191,21 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
     return figures, conditions
 
 
-def _trained(config: IGPGDepthsConfig, root: str, corpus: Corpus, seed: int) -> tuple[TrainConfig, TrainConfig]:
-    """Trains IGPG and the hypernetwork, and returns their runs."""
+def _trained(
+    config: IGPGDepthsConfig, root: str, corpus: Corpus, seed: int
+) -> tuple[TrainConfig, dict[str, TrainConfig]]:
+    """Trains IGPG and the generators without a distribution, and returns their runs."""
     make = partial(load_config, TrainConfig, SHIPPED / "igpg" / "resnet-depths.yaml")
     run_settings = [f"corpus={corpus.location}", f"seed={seed}"]
     out = folder_of(root, "igpg", asdict(make([*config.igpg, *run_settings])))
     run = make([*config.igpg, *run_settings, f"out={out}"])
-    other = replace(run, method="hypernetwork", generator=config.hypernetwork, out="")
-    other = replace(other, out=folder_of(root, "hypernetwork", asdict(other)))
-    with Reporter().step("train", "IGPG's tokeniser, prior and task-loss stage, then the hypernetwork") as bar:
-        launch([run, other], bar.training)
-    return run, other
+    others = {}
+    for name, generator in (("hypernetwork", config.hypernetwork), ("units", config.units)):
+        other = replace(run, method=name, generator=generator, out="")
+        others[name] = replace(other, out=folder_of(root, name, asdict(other)))
+    with Reporter().step("train", "IGPG's tokeniser, prior and task-loss stage, then hypernetwork and units") as bar:
+        launch([run, *others.values()], bar.training)
+    return run, others
 
 
 def _igpg(folder: str) -> IGPG:
@@ -209,7 +224,7 @@ class _SizeRows:
     stored: Mapping[int, StoredSize]
     generator: IGPG
     token_prior: IGPG
-    hypernetwork: Generator
+    others: Mapping[str, Generator]
 
     def of(self, ladder: SizeLadder) -> dict[str, float]:
         """Returns the accuracy of each row, before and after an epoch of fine-tuning, and the diversity of networks."""
@@ -217,7 +232,7 @@ class _SizeRows:
         new = ladder.with_new_statistics
         rows = {"original": ladder.original(), "generated": new(written_ND), "generated_stored": written_ND}
         rows |= {"token_prior": new(self._written(self.token_prior, ladder)), "random": new(ladder.random())}
-        rows["hypernetwork"] = new(self._written(self.hypernetwork, ladder))
+        rows |= {name: new(self._written(other, ladder)) for name, other in self.others.items()}
         if ladder.size not in self.stored:
             rows |= {name: new(values_ND) for name, values_ND in self._resized(ladder).items()}
             rows["average"] = new(ladder.average(self.stored))

@@ -202,9 +202,10 @@ def test_the_benchmark_on_small_networks(tmp_path: Path) -> None:
     zoo = f"zoo=[seeds_per_task=2,num_steps=4,'checkpoint_steps=[2,4]','networks=[{networks}]']"
     igpg = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "task_loss"))
     few = ["seen=14", "between=20", "beyond=32", "best_of=2", "num_chosen=1", "num_unlabelled=64"]
-    one = ["hypernetwork.task_loss.num_steps=2", "finetune_rates=[0.01]", f"out={tmp_path}"]
+    short = ["hypernetwork.task_loss.num_steps=2", "units.task_loss.num_steps=2"]
+    one = [*short, "finetune_rates=[0.01]", f"out={tmp_path}"]
     result = run(["igpg-depths", zoo, f"igpg=[{igpg}]", *few, *one])
-    rows = {"original", "generated", "generated_stored", "token_prior", "hypernetwork", "random"}
+    rows = {"original", "generated", "generated_stored", "token_prior", "hypernetwork", "units", "random"}
     rows |= {"finetuned_1", "random_finetuned_1"}
     nearest = {"stretched", "nearest", "average", "nearest_finetuned_1"}
     figures, conditions = result["figures"], result["conditions"]
