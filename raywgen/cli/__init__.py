@@ -28,6 +28,7 @@ from raywgen.cli.settings import (
     out,
     print_info,
     print_networks,
+    print_page,
     shipped_zoo,
     split_config,
     versions,
@@ -187,6 +188,7 @@ def train(config: TrainedBy = None, overrides: Overrides = None, trust: Trust = 
         highlight=False,
         soft_wrap=True,
     )
+    print_page(settings.out)
 
 
 @app.command(cls=SettingsCommand)
@@ -253,6 +255,8 @@ def generate(
     with session, Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"))
     print_networks(rows, were_to_be_tried=settings.try_on_samples)
+    if settings.into != "corpus":
+        print_page(settings.out)
 
 
 @app.command(cls=SettingsCommand)
@@ -315,6 +319,7 @@ def evaluate(config: Config = None, overrides: Overrides = None, trust: Trust = 
     with Reporter().step("evaluate", settings.generator) as bar:
         result = score(settings, bar.named)
     print_evaluation(result, out)
+    print_page(settings.out)
 
 
 @app.command()
@@ -343,11 +348,18 @@ def score(
 
 
 @app.command()
-def report(run: Annotated[str, typer.Argument(help="A run folder with evaluation/evaluation.json.")]) -> None:
-    """Draw a run's self-contained HTML report."""
-    from raywgen.evaluation.report import write_report
+def report(
+    run: Annotated[str, typer.Argument(help="The `out` of demo, evaluate, train, tune, finetune or generate.")],
+) -> None:
+    """Draw the self-contained HTML page on what a command left in its folder; the command drew it at its end."""
+    from raywgen.storage import Storage
 
-    out.print(plain(str(write_report(run))), highlight=False, soft_wrap=True)
+    if Storage.at(run).size("trials.jsonl") is None:
+        print_page(run)
+        return
+    from raywgen.tuning.report import redraw
+
+    out.print(f"page: {plain(redraw(run))}", highlight=False, soft_wrap=True)
 
 
 # Added here, so that help lists them after the commands that users need first.

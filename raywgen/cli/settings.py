@@ -82,6 +82,13 @@ def split_config(config: str | None, overrides: list[str] | None) -> tuple[str |
     return config, given_once(rest)
 
 
+def print_page(folder: str) -> None:
+    """Draws the page on what a command left in its folder, and says where it lies."""
+    from raywgen.evaluation.report import write_report
+
+    out.print(f"page: {plain(write_report(folder))}", highlight=False, soft_wrap=True)
+
+
 def print_info(info: Mapping[str, object]) -> None:
     """Prints counts as a table."""
     table = Table(show_header=False)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from raywgen.cli.early import check_corpus, check_named
-from raywgen.cli.settings import Config, Overrides, SettingsCommand, Trust, out, split_config
+from raywgen.cli.settings import Config, Overrides, SettingsCommand, Trust, out, print_page, split_config
 from raywgen.config import given_once, load_config
 from raywgen.progress import Reporter, plain
 
@@ -177,6 +177,7 @@ def finetune(config: Config = None, overrides: Overrides = None, trust: Trust = 
     _print("Balanced test accuracy after so many epochs, mean over tasks; epochs: median", columns, rows)
     folder = plain(settings.out)
     out.print(f"{folder} holds all curves (finetune.json) and the trained networks", highlight=False, soft_wrap=True)
+    print_page(settings.out)
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -17,10 +17,11 @@ from torch import Tensor
 from raywgen.config import to_yaml
 from raywgen.corpus import Corpus
 from raywgen.evaluation.baselines import BASELINES, SHARED_START_BASELINES, random_start
+from raywgen.evaluation.claims import checked_claims
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
 from raywgen.evaluation.novelty import median_distance, novelty_rows, verdict
-from raywgen.evaluation.results import EVALUATION, Cell, Claim, Codebook, Evaluation, Novelty, NoveltyRow
+from raywgen.evaluation.results import EVALUATION, Cell, Codebook, Evaluation, Novelty, NoveltyRow
 from raywgen.evaluation.rows import ladder_rows
 from raywgen.evaluation.task_evaluator import TaskEvaluator, generated_candidates, make_evaluator
 from raywgen.evaluation.tokenizer_report import code_counts, tokenizer_report
@@ -227,7 +228,7 @@ def _result(
         codebook=None if code is None else _codebook(code, corpus, generator.device),
         tokenizer=None if code is None else tokenizer_report(generator, code, corpus),
         figures=figures,
-        claims=_claims(figures),
+        claims=checked_claims(figures),
     )
 
 
@@ -244,26 +245,6 @@ def _figures(cells: list[Cell], novelty: list[NoveltyRow]) -> dict[str, float]:
     if original := median_distance(novelty, "original"):
         figures["novelty_distance"] = median_distance(novelty, "generated") / original
     return {name: round(value, 4) for name, value in figures.items()}
-
-
-def _claims(figures: dict[str, float]) -> tuple[Claim, ...]:
-    """Checks what the demo sets out to show; a claim about a figure that was not measured is left out."""
-    claims = [
-        ("seen_reconstructed", "seen_original", ">=", 1.0, -1.0),
-        ("seen_generated", "seen_original", ">=", 0.95, 0.0),
-    ]
-    baselines = ("nearest", "average", "gaussian", "gradient")
-    claims += [("unseen_generated", f"unseen_{baseline}", ">", 1.0, 0.0) for baseline in baselines]
-    claims += [("unseen_generated", "unseen_original", ">=", 0.9, 0.0)]
-    checked = []
-    for name, other, sign, factor, offset in claims:
-        if name not in figures or other not in figures:
-            continue
-        bound = factor * figures[other] + offset
-        right_side = (f"{factor:g} * " if factor != 1 else "") + other + (f" - {-offset:.1f}" if offset else "")
-        holds = figures[name] > bound if sign == ">" else figures[name] >= bound
-        checked.append(Claim(text=f"{name} {sign} {right_side}", holds=holds))
-    return tuple(checked)
 
 
 @torch.no_grad()

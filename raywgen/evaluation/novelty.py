@@ -104,6 +104,8 @@ def novelty_rows(evaluator: TaskEvaluator, kind: str, values_TD: Tensor, accurac
 def verdict(rows: list[NoveltyRow], figures: dict[str, float]) -> tuple[str, str]:
     """Returns a word and a sentence on the generated networks of unseen tasks; where there are none, of seen ones.
 
+    It is about novelty; how generated networks stand to the best of all baselines says `headline`.
+
     `replica`: nearer to a stored network than a tenth of the distance of networks that were trained on the tasks and
     held out. `novel`: at least half that distance, and more accurate than retrieval, average, noise and Gaussian.
     `interpolation`: anything between.
@@ -113,10 +115,11 @@ def verdict(rows: list[NoveltyRow], figures: dict[str, float]) -> tuple[str, str
     heldout, generated = median_distance(rows, "original"), median_distance(rows, "generated")
     baselines = {name: figures[f"{split}_{name}"] for name in ("nearest", "average", "noise", "gaussian")}
     best = max(baselines, key=lambda name: baselines[name])
-    lead = figures[f"{split}_generated"] - baselines[best]
+    # Of the figures as they are shown.
+    lead = round(round(figures[f"{split}_generated"], 1) - round(baselines[best], 1), 1)
     scores = (
-        f"score {abs(lead):.1f} percentage points {'above' if lead > 0 else 'below'} the best of retrieval, average, "
-        f"noise and Gaussian ({best})"
+        f"score {abs(lead):.1f} percentage points {'above' if lead > 0 else 'below'} what stored networks give without "
+        f"a generator (the best of retrieval, average, noise and Gaussian: {best}, {baselines[best]:.1f} %)"
     )
     if not heldout:
         word = "replica" if generated < _REPLICA else "unjudged"

@@ -10,8 +10,10 @@ from typing import Any, Self
 from raywgen.evaluation.tokenizer_facts import TokenizerReport
 
 EVALUATION = "evaluation.json"
-SCHEMA_VERSION = 2
-GROUPS = ("ladder", "baseline", "ablation")
+SCHEMA_VERSION = 3
+GROUPS = ("ladder", "baseline", "finetuned", "ablation")
+"""Groups of rows in reading order. Baselines have the budget of generated networks: as many candidates, and no more
+labelled samples; networks of `finetuned` are trained on all images of the task."""
 SPLITS = ("unseen", "seen")
 """Splits in the order of the report: unseen tasks, which alone show that a generator has learned something, first."""
 

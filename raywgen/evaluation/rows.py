@@ -14,12 +14,9 @@ _LADDER = [
     ("finetuned_{}", "ladder", "Generated, fine-tuned", "The generated network trained on the task's images."),
 ]
 _OTHERS = [
-    ("hypernetwork", "ablation", "Hypernetwork", "Weights straight from the condition, trained by task loss."),
+    ("hypernetwork", "baseline", "Hypernetwork", "Weights straight from the condition, trained by task loss."),
     ("random", "baseline", "Random start", "Fresh initialisations; best of n."),
     ("shared_start", "baseline", "Shared start", "The start that all networks of the corpus share."),
-    ("start_finetuned_{}", "baseline", "Shared start, fine-tuned", "The shared start trained on the task's images."),
-    ("nearest_finetuned_{}", "baseline", "Nearest, fine-tuned", "The nearest stored network trained on the images."),
-    ("random_finetuned_{}", "baseline", "Random start, fine-tuned", "A fresh initialisation trained on the images."),
     ("average", "baseline", "Average", "The mean of all stored networks."),
     ("gaussian", "baseline", "Gaussian", "Draws of each coordinate's own Gaussian; best of n."),
     ("nearest_condition", "baseline", "Retrieval by condition", "Stored networks with the nearest instruction."),
@@ -27,6 +24,9 @@ _OTHERS = [
     ("average_best", "baseline", "Average of the best", "Mean of the n stored networks best on the examples."),
     ("noise", "baseline", "Stored plus noise", "The best stored network with a little noise; best of n."),
     ("gradient", "baseline", "Gradient", "The shared start fitted to the same examples; best of n."),
+    ("start_finetuned_{}", "finetuned", "Shared start, fine-tuned", "The shared start trained on the task's images."),
+    ("nearest_finetuned_{}", "finetuned", "Nearest, fine-tuned", "The nearest stored network trained on the images."),
+    ("random_finetuned_{}", "finetuned", "Random start, fine-tuned", "A fresh initialisation trained on the images."),
 ]
 
 

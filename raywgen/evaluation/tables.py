@@ -7,13 +7,17 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from raywgen.evaluation.headline import headline
 from raywgen.evaluation.results import Evaluation
 from raywgen.evaluation.tokenizer_facts import SplitReport, TokenizerReport
 from raywgen.progress import plain
 
 
 def print_evaluation(result: Evaluation, console: Console) -> None:
-    """Prints ladder, claims and verdict; accuracies in percent with half-widths of 95 % intervals over tasks."""
+    """Prints ladder, claims, novelty, and the sentence that it all comes to.
+
+    Accuracies are in percent with half-widths of 95 % intervals over tasks.
+    """
     cells = {(cell.split, cell.layout, cell.row): cell for cell in result.ladder}
     measured = {(split, layout) for split, layout, _ in cells}
     every = [(split, layout) for split in ("seen", "unseen") for layout in result.layouts]
@@ -40,11 +44,14 @@ def print_evaluation(result: Evaluation, console: Console) -> None:
     if result.tokenizer is not None:
         print_tokenizer(result.tokenizer, console)
     for claim in result.claims:
-        console.print(f"  {'[green]holds[/green]' if claim.holds else '[red]fails[/red]'}  {plain(claim.text)}")
+        word = "[green]holds[/green]" if claim.holds else "[red]fails[/red]"
+        console.print(f"  {word}  {plain(claim.text)}", highlight=False)
     if (novelty := result.novelty) is not None:
         console.print(
-            f"\nverdict: [bold]{plain(novelty.verdict)}[/bold]. {plain(novelty.verdict_text)}", highlight=False
+            f"\nnovelty: [bold]{plain(novelty.verdict)}[/bold]. {plain(novelty.verdict_text)}", highlight=False
         )
+    if (found := headline(result)) is not None:
+        console.print(f"\n[bold]{plain(found.label)}.[/bold] {plain(found.sentence)}", highlight=False)
 
 
 def print_tokenizer(report: TokenizerReport, console: Console) -> None:

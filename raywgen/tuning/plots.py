@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from raywgen.evaluation.plots import ACCENT, INK, LINE, MUTED, NARROW, PAPER, new_axes, responsive, svg
+from raywgen.evaluation.report.plots import ACCENT, INK, LINE, MUTED, NARROW, PAPER, new_axes, responsive, svg
 from raywgen.tuning.results import TrialRow
 from raywgen.tuning.space import Knob
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from raywgen.config import ConfigError
-from raywgen.inputs import MAX_JSON_BYTES
+from raywgen.inputs import MAX_JSON_BYTES, parse_json
 from raywgen.locations import joined
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.storage import Storage, read_file
@@ -187,3 +187,20 @@ def best_row(rows: Sequence[TrialRow]) -> TrialRow:
 def write_table(rows: Sequence[TrialRow], out: str) -> None:
     """Writes one line of JSON for each trial."""
     Storage.at(out).write(TABLE, "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode())
+
+
+def read_table(out: str) -> list[TrialRow]:
+    """Reads what `write_table` wrote.
+
+    Raises:
+        ConfigError: The table is missing or damaged.
+    """
+    path = joined(out, TABLE)
+    try:
+        found = [parse_json(line) for line in read_file(path, MAX_JSON_BYTES).decode().splitlines()]
+        return [
+            TrialRow(**{**content, "scores": tuple(RungScore(**score) for score in content["scores"])})
+            for content in found
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); the command that began this search writes it") from error

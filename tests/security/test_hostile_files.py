@@ -126,7 +126,7 @@ def test_encoders_checkpoints_and_logs_are_regular_files(special: Callable[[str]
         assert isinstance(soon(partial(Checkpoint.open, Storage.at(folder))), CheckpointError)
     log = special("run/stage/metrics.jsonl")
     (log.parents[1] / "evaluation").mkdir()
-    content = {"schema_version": 2, "layouts": [], "rows": [], "ladder": []}
+    content = {"schema_version": 3, "layouts": [], "rows": [], "ladder": []}
     (log.parents[1] / "evaluation" / "evaluation.json").write_text(json.dumps(content))
     assert not isinstance(soon(lambda: write_report(log.parents[1])), MemoryError)
     assert (log.parents[1] / "report.html").is_file()
@@ -137,7 +137,7 @@ def test_a_report_shows_no_file_that_a_link_leads_to(tmp_path: Path) -> None:
     (run / "evaluation").mkdir(parents=True)
     (tmp_path / "private.yaml").write_text("token: 123456")
     (run / "config.yaml").symlink_to(tmp_path / "private.yaml")
-    content = {"schema_version": 2, "layouts": [], "rows": [], "ladder": []}
+    content = {"schema_version": 3, "layouts": [], "rows": [], "ladder": []}
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(content))
     assert "123456" not in Path(write_report(run)).read_text()
     (run / "config.yaml").unlink()

@@ -126,9 +126,9 @@ def test_described_networks_are_judged_by_what_there_is(brought: Corpus, heldout
     assert ("novelty_distance" in result.figures) == bool(heldout)
     assert result.novelty is not None
     assert (result.novelty.verdict == "unjudged") == (not heldout)
-    assert [claim.text.split()[0] for claim in result.claims] == ["seen_reconstructed", "seen_generated"]
+    assert [claim.text.split(",")[0] for claim in result.claims] == ["On seen tasks", "On seen tasks"]
     print_evaluation(result, Console(width=200))
-    assert "Generated, seen" in Path(write_report(out)).read_text()
+    assert "On seen tasks, generated networks reach" in Path(write_report(out)).read_text()
 
 
 def test_described_networks_are_written_again(brought: Corpus, tmp_path: Path) -> None:

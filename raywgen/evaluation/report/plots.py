@@ -134,6 +134,49 @@ def _ladder_row(axes: Axes, row: LadderRow, position: float, edges: tuple[float,
     axes.text(edges[1] - 0.015, middle, f"{row.mean:.1f}", ha="right", **type_look)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One line of `curves_plot`: accuracies in percent, before training and after each epoch."""
+
+    label: str
+    values: tuple[float, ...]
+    is_generated: bool
+
+
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+
+def curves_plot(curves: Sequence[Curve], title: str) -> Markup:
+    """Draws accuracy over epochs, a line for each start, named above the plot."""
+
+    def draw(width: int) -> Figure:
+        narrow = width == NARROW
+        figure, axes = new_axes(width, 320 if narrow else 360, left=50, right=16, bottom=48, top=40 if narrow else 30)
+        others = 0
+        for curve in curves:
+            colour, dash = (ACCENT, _DASHES[0]) if curve.is_generated else (INK, _DASHES[(1 + others) % len(_DASHES)])
+            others += not curve.is_generated
+            axes.plot(
+                range(len(curve.values)),
+                curve.values,
+                color=colour,
+                linestyle=dash,
+                linewidth=2.4 if curve.is_generated else 1.6,
+                marker="o" if len(curve.values) < 8 else "",
+                markersize=5,
+                label=curve.label,
+            )
+        axes.set(xlabel="epochs of training", ylabel="balanced accuracy, %")
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 10, integer=True))
+        columns = 2 if narrow else 4
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.0}
+        axes.legend(frameon=False, ncols=columns, handlelength=2.6, columnspacing=1.4, **place)
+        return figure
+
+    return responsive(draw, title)
+
+
 NOVELTY_SIGNS = {"generated": "●", "original": "□", "noise": "✕"}
 """The kinds of networks in the novelty plot, in reading order, with the signs for them in text."""
 _NOVELTY_LOOKS: dict[str, dict[str, Any]] = {
@@ -255,7 +298,8 @@ def svg(figure: Figure, title: str, css_class: str) -> Markup:
     view_box = re.search(r'viewBox="[^"]+"', text)
     assert view_box is not None
     body = text[text.index("</metadata>") + len("</metadata>") :]
-    prefix = f"p{hashlib.sha256(body.encode()).hexdigest()[:8]}-"
+    # Of the title, too: two plots of one page may look alike.
+    prefix = f"p{hashlib.sha256(f'{title}{body}'.encode()).hexdigest()[:8]}-"
     body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', body)
     body = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", body)
     for stand_in, variable in _VARIABLES.items():

@@ -1,0 +1,81 @@
+"""Shows how a network that is too large to be generated at once is written piece by piece, and loaded.
+
+It takes checkpoints of a ResNet into a corpus, trains IGPG on windows of them, writes a new network in pieces straight
+into a `.safetensors` file, and loads it with `strict=True`. Name a folder of your own checkpoints of torchvision's
+ResNet-101 as the first argument; without one it makes two of random values, which shows the way and the sizes (44.5
+million values each, 180 MB on the disk) but no accuracy. It needs no download, 4 GB of memory and, with the few steps
+that it trains for here, about fifteen minutes on two cores; a generator that is worth having takes GPUs
+(`configs/igpg/resnet-101.yaml`).
+
+    python examples/large_resnet.py [CHECKPOINTS]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.generation import GenerateConfig, generate
+from raywgen.tasks import build_network
+from raywgen.training import launch, load_train_config
+from raywgen.weights import load_state_dict, save_state_dict
+
+RESNET = {"name": "resnet101"}
+SETTINGS = (
+    "generator.tokenizer.window=4096",
+    "generator.tokenizer.num_steps=50",
+    "generator.tokenizer.batch_size=8",
+    "generator.prior.window=64",
+    "generator.prior.num_steps=50",
+    "generator.prior.batch_size=8",
+    "generator.task_loss.num_steps=0",
+)
+
+
+def random_checkpoints(folder: Path, recipe: dict[str, Any], num: int = 2) -> None:
+    """Writes freshly initialised networks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(num):
+        torch.manual_seed(seed)
+        save_state_dict(build_network(recipe).state_dict(), folder / f"random-{seed}.safetensors", {})
+
+
+def main(
+    checkpoints: str = "",
+    out: str = "runs/large-resnet",
+    recipe: dict[str, Any] = RESNET,
+    settings: tuple[str, ...] = SETTINGS,
+    piece_values: int = 1 << 20,
+) -> str:
+    """Runs all steps into a folder, and returns the path of the network that was written."""
+    root = Path(out)
+    if not checkpoints:
+        checkpoints = str(root / "checkpoints")
+        random_checkpoints(Path(checkpoints), recipe)
+    corpus = build_corpus(BuildConfig(sources=[checkpoints], out=str(root / "corpus"), distributed=False))
+
+    overrides = [f"corpus={corpus.location}", f"out={root / 'igpg'}", "num_workers=0", *settings]
+    launch([load_train_config("igpg", overrides)])
+
+    (network,) = generate(
+        GenerateConfig(
+            generator=str(root / "igpg"),
+            corpus=corpus.location,
+            out=str(root / "networks"),
+            try_on_samples=False,
+            piece_values=piece_values,
+        )
+    )
+    module = build_network(recipe)
+    module.load_state_dict(load_state_dict(network.path), strict=True)
+    num_values = sum(parameter.numel() for parameter in module.parameters())
+    print(f"{network.path}: {num_values:,} parameters, loaded with strict=True")
+    return network.path
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "")

@@ -1,0 +1,158 @@
+"""The page on generated networks: what was written, and how it does on its tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from raywgen.evaluation.report.folder import CONFIG, Command, Folder, Place, command, text_of
+from raywgen.evaluation.report.inputs import read_as
+from raywgen.evaluation.report.plots import LadderRow, ladder_plot
+from raywgen.generation.file_sink import INDEX
+from raywgen.generation.plan import NetworkRow
+from raywgen.tasks.standing import DOUBTFUL
+
+_MOST_ROWS = 200
+_SHARES = ("example_accuracy", "chance", "test_accuracy")
+
+
+def content(folder: Folder) -> dict[str, object]:
+    """Returns the content of the page on a folder of generated files."""
+    rows = read_as(folder.root / INDEX, _rows, "generate")
+    settings = folder.settings()
+    judged = _judged(rows)
+    parts = {
+        "accuracy": ("Accuracy", bool(judged)),
+        "networks": ("Networks", True),
+        "next": ("What next", True),
+        "files": ("Files and settings", True),
+    }
+    tasks = {row.task for row in rows if row.task}
+    return {
+        "kind": "Generated networks",
+        "facts": [
+            _count(len(rows), "network"),
+            *sorted({row.network for row in rows}),
+            *([_count(len(tasks), "task")] if tasks else []),
+        ],
+        "verdict": _verdict(rows, judged),
+        "cards": _cards(rows, judged),
+        "sections": {name: title for name, (title, is_there) in parts.items() if is_there},
+        "left_out": [],
+        "plot": _plot(rows, judged) if judged else None,
+        "judged": judged,
+        "rows": [(row, _file(folder, row)) for row in rows[:_MOST_ROWS]],
+        "num_hidden": max(0, len(rows) - _MOST_ROWS),
+        "next": _next(folder, rows, settings),
+        "places": [folder.place("index", INDEX), folder.place("config", CONFIG)]
+        + [folder.place(name, path) for name in ("generator", "corpus") if (path := text_of(settings, name))],
+    }
+
+
+def _rows(content: Any) -> list[NetworkRow]:
+    """Takes the parsed file.
+
+    Raises:
+        TypeError, ValueError: A part is missing or of another type.
+    """
+    rows = [NetworkRow(**row) for row in content]
+    if not rows:
+        raise ValueError("it holds no network")
+    for row in rows:
+        if not all(isinstance(text, str) for text in (row.network, row.task, row.path)):
+            raise TypeError(f"network {row.network!r} is not named by text")
+        for value in (row.log_prob, row.example_loss, *(getattr(row, name) for name in _SHARES)):
+            if not (value is None or isinstance(value, int | float)):
+                raise TypeError(f"a figure of {row.network} is {value!r}, no number")
+    return rows
+
+
+def _judged(rows: Sequence[NetworkRow]) -> str:
+    """Returns the accuracy that networks are judged by: on test samples if all have it, on their own, or none."""
+    for name in ("test_accuracy", "example_accuracy"):
+        if all(getattr(row, name) is not None for row in rows):
+            return name
+    return ""
+
+
+def _verdict(rows: Sequence[NetworkRow], judged: str) -> dict[str, object]:
+    if not judged:
+        sentence = f"{_count(len(rows), 'network')} written; none was run, so nothing is known of what they do."
+        return {"label": "Not tried", "sentence": sentence, "is_good": False}
+    where = "test samples" if judged == "test_accuracy" else "the labelled samples that they were chosen by"
+    sentence = f"{_count(len(rows), 'network')} answer {_mean(rows, judged):.1f} % of {where} rightly"
+    chance = [row.chance for row in rows if row.chance is not None]
+    sentence += f", where guessing would answer {100 * fmean(chance):.1f} %" if len(chance) == len(rows) else ""
+    doubtful = sum(row.against_chance in DOUBTFUL for row in rows)
+    if doubtful:
+        label = f"{doubtful} of {_count(len(rows), 'network')} no better than chance"
+        return {"label": label, "sentence": f"{sentence}.", "is_good": False}
+    return {"label": "Better than chance" if chance else "Tried", "sentence": f"{sentence}.", "is_good": True}
+
+
+def _cards(rows: Sequence[NetworkRow], judged: str) -> list[dict[str, object]]:
+    """Returns the figures that the verdict rests on."""
+    if not judged:
+        return []
+    titles = {"test_accuracy": "On test samples", "example_accuracy": "On labelled samples", "chance": "Guessing"}
+    notes = {"test_accuracy": "nothing was chosen by them", "example_accuracy": "networks were chosen by them"}
+    return [
+        {
+            "title": title,
+            "value": f"{_mean(rows, name):.1f}",
+            "unit": "%",
+            "note": notes.get(name, "one over the number of classes"),
+            "accent": name == judged,
+        }
+        for name, title in titles.items()
+        if all(getattr(row, name) is not None for row in rows)
+    ]
+
+
+def _mean(rows: Sequence[NetworkRow], name: str) -> float:
+    return 100 * fmean(getattr(row, name) for row in rows)
+
+
+def _plot(rows: Sequence[NetworkRow], judged: str) -> dict[str, object]:
+    """Draws the mean accuracy of each architecture over its tasks, with its interval."""
+    lines = []
+    for name in dict.fromkeys(row.network for row in rows):
+        shares = [100 * getattr(row, judged) for row in rows if row.network == name]
+        interval = 1.96 * stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0
+        dots = ((fmean(shares), interval, "o"),)
+        lines.append(LadderRow(label=name, group="ladder", is_generated=False, dots=dots, mean=fmean(shares)))
+    chance = _mean(rows, "chance") if all(row.chance is not None for row in rows) else None
+    title = "Balanced accuracy of each architecture, mean over its networks"
+    lowest = min([line.mean - line.dots[0][1] for line in lines] + ([chance] if chance is not None else []))
+    limits = (max(0.0, 5 * math.floor(lowest / 5 - 0.2)), 100.0)
+    return {"title": title, "plot": ladder_plot(lines, limits, chance, title), "has_chance": chance is not None}
+
+
+def _file(folder: Folder, row: NetworkRow) -> Place:
+    """Returns a network's file, or the folder of its files; it lies in this folder, wherever that was moved."""
+    path = Path(row.path.partition("?")[0])
+    name = path.name if (folder.root / path.name).exists() or not folder.storage.is_local else ""
+    if path.name.endswith(".index.json"):
+        name = path.parent.name
+    return folder.place(name or path.name, name or row.path)
+
+
+def _next(folder: Folder, rows: Sequence[NetworkRow], settings: Mapping[str, object]) -> list[Command]:
+    corpus, generator = (text_of(settings, name) for name in ("corpus", "generator"))
+    commands = []
+    first = rows[0]
+    if corpus and first.task and first.test_accuracy is not None:
+        what = "Score one of the files, or one of your own, on a task"
+        file = folder.at(Path(first.path).name)
+        commands.append(command(what, "score", file, "--corpus", corpus, "--task", first.task))
+    if corpus and generator and first.test_accuracy is not None:
+        pair = [f"generator={generator}", f"corpus={corpus}"]
+        commands.append(command("Set them beside baselines", "evaluate", *pair, f"out={folder.at('evaluation')}"))
+    return [*commands, command("Draw this page again", "report", folder.location)]
+
+
+def _count(num: int, noun: str) -> str:
+    return f"{num:,} {noun}{'s' * (num != 1)}"
