@@ -248,7 +248,7 @@ HYPERNETWORK = {
 }
 UNITS = {
     "width": tried(24),
-    "num_layers": tried(1),
+    "num_layers": tried(2),
     "text_encoder": tried("bytes"),
     "code_noise": tried(1.0),
     "statistics": tried("batch"),

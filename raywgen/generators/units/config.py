@@ -23,7 +23,7 @@ class UnitsConfig(GeneratorConfig):
     """
 
     width: int = 128
-    num_layers: int = 2
+    num_layers: int = 1
     text_encoder: str = "words"
     code_noise: float = 0.3
     statistics: Statistics = "stored"

@@ -130,21 +130,26 @@ class UnitWriter(nn.Module):
     ) -> list[_Roles]:
         device, sizes = task_BH.device, [axis.num_units for axis in units.axes]
         codes = []
-        for size, facts_Q in zip(sizes, units.facts().to(device), strict=True):
+        for place, (size, facts_Q) in enumerate(zip(sizes, units.facts().to(device), strict=True)):
             code_Bnc = unit_codes(size).to(device).expand(len(task_BH), -1, -1)
-            if code_noise:
+            # Inputs and outputs are what they are; only hidden units may be others.
+            if code_noise and place not in (0, units.output):
                 code_Bnc = code_Bnc + code_noise * noise.normal(size, NUM_CODE)
             codes.append(torch.cat([code_Bnc, facts_Q.expand(len(task_BH), size, -1)], dim=-1))
+        input_1nH = self.code(codes[0][:1]) + self._inputs(sizes[0])
         # All axes at once: small products one after another would cost more than they compute.
-        unit_BnH = self.code(torch.cat(codes, dim=1))
+        unit_BnH = self.code(torch.cat([codes[0][:, :0], *codes[1:]], dim=1))
         task_B1H = task_BH.unsqueeze(1)
-        parts = list((unit_BnH + task_B1H + unit_BnH * task_B1H).split(sizes, dim=1))
-        parts[0] = parts[0] + self._inputs(sizes[0])
-        parts[units.output] = parts[units.output] + self._outputs(sizes[units.output], support)
-        x_BnH = torch.cat(parts, dim=1)
+        x_BnH = unit_BnH + task_B1H + unit_BnH * task_B1H
+        if units.output:
+            parts = list(x_BnH.split(sizes[1:], dim=1))
+            parts[units.output - 1] = parts[units.output - 1] + self._outputs(sizes[units.output], support)
+            x_BnH = torch.cat(parts, dim=1)
         for block in self.blocks:
             x_BnH = x_BnH + block(x_BnH)
         H = task_BH.shape[1]
+        # There are many inputs, and what a unit reads of them has a block of its own.
+        x_BnH = torch.cat([input_1nH + task_B1H + input_1nH * task_B1H, x_BnH], dim=1)
         roles_BnX = self.roles(x_BnH)
         return [
             _roles(x_BnH, roles_BnX[..., :H], roles_BnX[..., H:])
