@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,9 +125,8 @@ def generate(
     from raywgen.training.session import ray_session
 
     request = checked_request(_resolved(GenerateConfig, _loaded(GenerateConfig, config), settings))
-    session = ray_session() if request.where == "ray" else nullcontext()
-    with session, _reporter(quiet).step("generate", f"networks into {request.out}") as bar:
-        return write(request, bar.update, lambda done, total: bar.amount(done, total, "values"))
+    with _reporter(quiet).step("generate", f"networks into {request.out}") as bar:
+        return write(request, bar.update, lambda done, total: bar.amount(done, total, "values"), session=ray_session)
 
 
 def adapt(config: AdaptConfig | str | Path | None = None, **settings: Any) -> Adapted:
@@ -250,7 +248,9 @@ def build_corpus(
         settings["out"] = str(out)
     request = _resolved(BuildConfig, config, settings)
     with _reporter(quiet).step("corpus", f"ingest into {request.out}") as bar:
-        return ingest(request, bar.named, bar.say, session=ray_session)
+        return ingest(
+            request, lambda done, total, what: bar.amount(done, total, "bytes", what), bar.say, session=ray_session
+        )
 
 
 def train_zoo(config: ZooConfig | str | Path | None = None, *, quiet: bool = False, **settings: Any) -> Corpus:

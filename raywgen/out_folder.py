@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -108,6 +109,11 @@ def _check_path(text: str, path: Path, example: str, key: str = "out") -> None:
     _check_place(text, path, example, key)
     if path.is_file():
         raise OutError(f"{key}={text} is a file; name a folder, such as {key}={example}")
+    above = next((each for each in (path, *path.absolute().parents) if each.exists()), path)
+    if not above.is_dir():
+        raise OutError(f"{key}={text} would lie in {above}, which is a file; name a folder, such as {key}={example}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutError(f"{key}={text} cannot be written: {above} does not allow it; name another folder")
 
 
 def _check_place(text: str, path: Path, example: str, key: str) -> None:

@@ -57,21 +57,24 @@ class Bar:
         self._task = progress.add_task(plain(title), total=None) if progress else None
         self._shown_at = time.monotonic()
         self._first: tuple[float, int] | None = None
+        self._part = ""
 
     def say(self, line: str) -> None:
         """Prints a line above the bar; it stays."""
         self._console.print(f"  {plain(line)}", highlight=False, soft_wrap=True)
 
     def update(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` are done, and estimates the remaining time from the rate so far."""
-        self._show(self._title, done, total, f"{done}/{total}{self._left(done, total)}")
+        """Shows that `done` of `total` are done, at what rate, and the estimated remaining time."""
+        rate = self._rate(done)
+        each = f", {_short(rate)}/s" if rate > 0 else ""
+        self._show(f"{self._title}{each}", done, total, f"{done}/{total}{each}{self._left(done, total)}")
 
-    def amount(self, done: int, total: int, unit: str) -> None:
-        """Shows how much of a large amount is done, at what rate, and the estimated remaining time."""
+    def amount(self, done: int, total: int, unit: str, what: str = "") -> None:
+        """Shows how much of a large amount is done, at what rate, what it holds, and the estimated remaining time."""
         rate = self._rate(done)
         each = f", {_short(rate)} {unit}/s" if rate > 0 else ""
-        line = f"{_short(done)}/{_short(total)} {unit}{each}{self._left(done, total)}"
-        self._show(f"{self._title}: {line}", done, total, line)
+        line = f"{_short(done)}/{_short(total)} {unit}{each}{f', {what}' if what else ''}"
+        self._show(f"{self._title}: {line}", done, total, f"{line}{self._left(done, total)}")
 
     def _rate(self, done: int) -> float:
         """Returns the rate since the first update, 0 until there is one."""
@@ -95,15 +98,19 @@ class Bar:
         return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
     def named(self, done: int, total: int, what: str) -> None:
-        """Shows the same, with a name for the current work."""
-        self._show(f"{self._title}: {what}", done, total, what)
+        """Shows what is under way, how much of all is done, and the estimated remaining time."""
+        self._show(f"{self._title}: {what}", done, total, f"{what}{self._left(done, total)}")
 
     def training(self, run: str, stage: str, step: int, total: int, row: Mapping[str, Any]) -> None:
-        """Shows a new row of a metric log, with the speed of its steps."""
+        """Shows a new row of a metric log, with the speed of its steps and the time left of its stage."""
+        if self._part != (part := f"{run} {stage}"):  # The steps of another stage take another time.
+            self._part, self._first = part, None
+            if self._progress is not None and self._task is not None:
+                self._progress.reset(self._task)
         shown = [f"{name} {row[name]:.3f}" for name in ("loss", "val_accuracy", "accuracy", "snr_db") if name in row]
-        what = f"{run.rstrip('/').rpartition('/')[2]} {stage} {step}/{total} {', '.join(shown[:2])}"
+        what = f"{run.rstrip('/').rpartition('/')[2]} {stage} {step}/{total} {', '.join(shown[:2])}".rstrip()
         rates = rates_text(row.get("perf", {}))
-        self._show(what, step, total, f"{what}; {rates}" if rates else what)
+        self._show(what, step, total, f"{what}{f'; {rates}' if rates else ''}{self._left(step, total)}")
 
     def _show(self, description: str, done: int, total: int, line: str) -> None:
         if self._progress is not None and self._task is not None:

@@ -18,6 +18,7 @@ from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.out_folder import local_out
 from raywgen.progress import Reporter
+from raywgen.stops import keeping
 from raywgen.training import TrainConfig, launch
 from raywgen.training.session import ray_session
 from raywgen.zoo import ZooConfig, train_zoo
@@ -60,8 +61,13 @@ def run_demo(config: DemoConfig, reporter: Reporter) -> Evaluation:
         OutError: `out` is empty, a URI, or a folder that nobody meant.
         ConfigError: The folder holds a demo with another config.
     """
-    begin = time.monotonic()
     out = Path(local_out(config.out, DemoConfig.out, "raywgen demo"))
+    with keeping(f"{out} keeps all steps that are done; the same command goes on with the others"):
+        return _run(config, reporter, out)
+
+
+def _run(config: DemoConfig, reporter: Reporter, out: Path) -> Evaluation:
+    begin = time.monotonic()
     paths = _paths(out)
     _claim(out, config)
     config.zoo.seed = config.seed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from raywgen.cli.cluster import app as cluster_app
 from raywgen.cli.corpus_encode import app as corpus_app
-from raywgen.cli.early import check_corpus, check_generator, check_named
+from raywgen.cli.early import check_corpus, check_named
 from raywgen.cli.encoder import app as encoder_app
 from raywgen.cli.job import app as job_app
 from raywgen.cli.job import run_status_command
@@ -251,9 +250,8 @@ def generate(
     from raywgen.training.session import ray_session
 
     settings = checked_request(load_config(GenerateConfig, path, rest))
-    session = ray_session() if settings.where == "ray" else nullcontext()
-    with session, Reporter().step("generate", f"networks into {settings.out}") as bar:
-        rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"))
+    with Reporter().step("generate", f"networks into {settings.out}") as bar:
+        rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"), session=ray_session)
     print_networks(rows, were_to_be_tried=settings.try_on_samples)
     if settings.into != "corpus":
         print_page(settings.out)
@@ -272,7 +270,7 @@ def adapt(
 
     raywgen adapt runs/igpg-sentence-lora --support examples.parquet test=others.parquet out=adapter
     """
-    check_generator(bundle)
+    check_named("adapt", None, [f"generator={bundle}", *(overrides or [])], ("generator",))
 
     from raywgen.generation import AdaptConfig
     from raywgen.generation import adapt as write

@@ -22,8 +22,15 @@ def _checked(target: str) -> str:
     return checked_out(target, "runs/corpus")
 
 
+def _checked_local(folder: str) -> str:
+    return local_out(folder, "runs/export", "raywgen corpus export")
+
+
 Out = Annotated[
-    str, typer.Argument(metavar="OUT", help="Folder of the new corpus: local path or URI.", callback=_checked)
+    str,
+    typer.Argument(
+        metavar="OUT", help="Folder of the new corpus: local path or URI.", callback=_checked, is_eager=True
+    ),
 ]
 Query = Annotated[
     list[str] | None,
@@ -90,7 +97,9 @@ def build(
     )
     kept = keeping(f"{target} keeps the files that are ingested; the same command goes on with the others")
     with kept, Reporter().step("corpus", f"ingest into {target}") as bar:
-        corpus = build_corpus(config, bar.named, bar.say, session=ray_session)
+        corpus = build_corpus(
+            config, lambda done, total, what: bar.amount(done, total, "bytes", what), bar.say, session=ray_session
+        )
     print_info(corpus.info())
     _print_aside(
         corpus.quarantine.to_pylist(), corpus.manifest["recipe"].get("others", {}), f"{target}/quarantine.parquet"
@@ -185,7 +194,12 @@ def verify(
 @app.command()
 def export(
     path: Path_,
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the `.safetensors` files go.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="Where the `.safetensors` files go.", callback=_checked_local, is_eager=True
+        ),
+    ],
     query: Query = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other files that are there.")] = False,
 ) -> None:
@@ -196,7 +210,6 @@ def export(
     from raywgen.corpus import Corpus
     from raywgen.corpus.export import export as write
 
-    local_out(folder, "runs/export", "raywgen corpus export")
     with Reporter().step("export", f"checkpoints into {folder}") as bar:
         written = write(Corpus.open(path), folder, query or [], bar.update, overwrite=overwrite)
     out.print(f"{len(written)} files in {plain(folder)}", highlight=False, soft_wrap=True)
@@ -339,7 +352,9 @@ def compress(
     path: Path_,
     target: Annotated[
         str,
-        typer.Argument(metavar="OUT", help="Folder of the compressed corpus: local path or URI.", callback=_checked),
+        typer.Argument(
+            metavar="OUT", help="Folder of the compressed corpus: local path or URI.", callback=_checked, is_eager=True
+        ),
     ],
     bits: Annotated[float, typer.Option(help="Most bits per value of each network, everything counted.")] = 4.25,
     min_values: Annotated[

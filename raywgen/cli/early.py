@@ -24,6 +24,7 @@ def check_named(command: str, config: str | None, overrides: Sequence[str], keys
         keys: The settings that are looked at: `corpus`, `generator`.
 
     Raises:
+        OutError: Nothing can or should be written to `out`.
         MissingFileError: There is no corpus.
         BundleError: There is no generator.
         ConfigError: The YAML file or a setting cannot be read.
@@ -31,6 +32,8 @@ def check_named(command: str, config: str | None, overrides: Sequence[str], keys
     is_plain = not overrides and (config is None or config in METHOD_NAMES)
     defaults = {setting.key: setting.default for setting in settings_of_command(command)} if is_plain else {}
     given = {**defaults, **_from_file(config), **parse_overrides(overrides)}
+    if "out" in given and not _is_checked(command, str(given["out"] or "")):
+        return
     for key in keys:
         location = given.get(key)
         if isinstance(location, str) and location.strip():
@@ -64,7 +67,18 @@ def check_generator(location: str) -> str:
     return location
 
 
+_WRITE_FOLDERS = ("train", "generate", "evaluate", "finetune", "tune", "corpus encode")
 _CHECKS = {"corpus": check_corpus, "generator": check_generator}
+
+
+def _is_checked(command: str, out: str) -> bool:
+    """Checks the folder of results, which comes before what is read; False where only the command itself can do so."""
+    if "://" in out or command not in _WRITE_FOLDERS:
+        return False
+    from raywgen.out_folder import checked_out
+
+    checked_out(out, next(setting.default for setting in settings_of_command(command) if setting.key == "out"))
+    return True
 
 
 def _from_file(config: str | None) -> dict[str, object]:

@@ -183,7 +183,10 @@ def _run_lines(folder: str | None) -> list[str]:
 def _follow(client: object, job_id: str) -> None:
     from raywgen.cluster.submit import follow
 
-    state = follow(client, job_id, sys.stdout.write)  # pyright: ignore[reportArgumentType]
+    with keeping(
+        f"{job_id} goes on; `raywgen job logs {job_id} --follow` shows it, `raywgen job stop {job_id}` ends it"
+    ):
+        state = follow(client, job_id, sys.stdout.write)  # pyright: ignore[reportArgumentType]
     out.print(f"{job_id}: {state}", highlight=False)
     if state != "SUCCEEDED":
         sys.exit(1)

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from raywgen.cli.early import check_corpus, check_named
+from raywgen.cli.early import check_named
 from raywgen.cli.settings import Config, Overrides, SettingsCommand, Trust, out, print_page, split_config
 from raywgen.config import given_once, load_config
 from raywgen.progress import Reporter, plain
 
 app = typer.Typer()
-Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.", callback=check_corpus)]
+Corpus_ = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus: local path or URI.")]
 
 
 @app.command(cls=SettingsCommand)
@@ -28,10 +28,13 @@ def retrieve(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) 
 
     raywgen retrieve runs/zoo/corpus instruction="Is the digit one of 0 or 6?" 'where=[architecture=mlp-64-14-2]'
     """
+    given = given_once([f"corpus={corpus}", *(overrides or [])])
+    check_named("retrieve", None, given)
+
     from raywgen.evaluation.retrieve import RetrieveConfig
     from raywgen.evaluation.retrieve import retrieve as find
 
-    settings = load_config(RetrieveConfig, None, given_once([f"corpus={corpus}", *(overrides or [])]))
+    settings = load_config(RetrieveConfig, None, given)
     with Reporter().step("retrieve", f"networks of {corpus}") as bar:
         found = find(settings, bar.named)
     columns = ("network", "trained for", "loss", "accuracy", "similarity of text", "of data", "its own test accuracy")
@@ -63,10 +66,13 @@ def select(corpus: Corpus_, overrides: Overrides = None, trust: Trust = None) ->
 
     raywgen select runs/zoo/corpus data=examples.npz instruction="Is the digit one of 0 or 6?" generator=runs/igpg
     """
+    given = given_once([f"corpus={corpus}", *(overrides or [])])
+    check_named("select", None, given)
+
     from raywgen.evaluation.select import SelectConfig
     from raywgen.evaluation.select import select as rank
 
-    settings = load_config(SelectConfig, None, given_once([f"corpus={corpus}", *(overrides or [])]))
+    settings = load_config(SelectConfig, None, given)
     with Reporter().step("select", f"an architecture by {corpus}") as bar:
         selected = rank(settings, bar.named)
     columns = ("architecture", "values", "predicted accuracy", "mean over tasks", "loss as generated")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.generation.config import GenerateConfig
+from raywgen.generation.executor import is_started_here
 from raywgen.generators.bundle_copies import bundle_folder
 from raywgen.nn.devices import resolved_device
 from raywgen.out_folder import checked_out
@@ -18,10 +19,10 @@ def checked_request(config: GenerateConfig) -> GenerateConfig:
         OutError: Nothing can or should be written to `out`.
         CorpusError: There is no corpus, and the settings need one.
         BundleError: There is no generator.
-        DeviceError: This process is to generate on a GPU, and there is none.
+        DeviceError: This machine is to generate on a GPU, and has none.
     """
     config = replace(config, out=checked_out(config.out, GenerateConfig.out))
-    if config.where == "here":
+    if config.where == "here" or is_started_here():
         resolved_device(config.device)
     if needs_corpus(config):
         CorpusStorage.at(config.corpus).check_manifest()

@@ -33,7 +33,7 @@ def chosen_device(config: GenerateConfig) -> Literal["cpu", "cuda"]:
         return "cuda" if device.type == "cuda" else "cpu"
     if config.device == "cpu":
         return "cpu"
-    if _is_started_here():
+    if is_started_here():
         # Asked of this machine, as Ray may have nothing left to do, and need not be started to say so.
         has_gpus = resolved_device(config.device).type == "cuda"
     else:
@@ -147,7 +147,7 @@ def run_over_ray(
         pool.shutdown()
 
 
-def _is_started_here() -> bool:
+def is_started_here() -> bool:
     """Whether work for Ray would first start it, on this machine."""
     import ray
 

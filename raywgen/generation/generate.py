@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import fmean
 
@@ -22,6 +23,7 @@ from raywgen.generation.request import ResolvedRequest, resolve_request
 from raywgen.generation.sink import Sink
 from raywgen.generation.sinks import make_sink
 from raywgen.generation.statistics import warn_of_statistics
+from raywgen.generators import Sampling
 from raywgen.out_folder import checked_out
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
@@ -33,7 +35,11 @@ OnProgress = Callable[[int, int], None]
 
 @entry_point
 def generate(
-    config: GenerateConfig, on_progress: OnProgress | None = None, on_values: OnProgress | None = None
+    config: GenerateConfig,
+    on_progress: OnProgress | None = None,
+    on_values: OnProgress | None = None,
+    *,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> list[NetworkRow]:
     """Generates `num` networks for each task and architecture, as files or a corpus; resumes an interrupted run.
 
@@ -45,6 +51,7 @@ def generate(
         on_progress: Called with the number of networks kept so far and the number of all.
         on_values: Called in its place where networks are generated in pieces, with the number of values kept so far and
             the number of all.
+        session: Starts Ray, where `config.where` is `ray`; it is entered once the request is resolved.
 
     Returns:
         One row per network: path or checkpoint id, task (`""` for none), network, which draw of these it is,
@@ -72,13 +79,25 @@ def generate(
     config = replace(config, out=checked_out(config.out, GenerateConfig.out))
     # A task and an architecture of the user's own need no corpus.
     corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
-    config = replace(config, device=chosen_device(config))
     # Over Ray only the actors generate.
     trained = load(config.generator, device="cpu" if config.where == "ray" else config.device)
     if corpus is not None:
         corpus.arrange(trained.generator.layouts)
     sampling = trained.generator.resolve_sampling(config.sampling)
     request = resolve_request(config, corpus, trained)
+    with session() if config.where == "ray" else nullcontext():
+        config = replace(config, device=chosen_device(config))
+        return _generate(config, request, sampling, trained, on_progress, on_values)
+
+
+def _generate(
+    config: GenerateConfig,
+    request: ResolvedRequest,
+    sampling: Sampling,
+    trained: TrainedGenerator,
+    on_progress: OnProgress | None,
+    on_values: OnProgress | None,
+) -> list[NetworkRow]:
     plan = make_plan(config, request, sampling, trained.generator)
     sink = make_sink(config, plan)
     kept = keeping(f"{config.out} keeps the networks that are written; the same command goes on with the others")

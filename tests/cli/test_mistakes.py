@@ -9,6 +9,7 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
+import raywgen
 from raywgen.cli import app, main
 from raywgen.corpus import Corpus
 from raywgen.ray_address import ClusterError
@@ -124,3 +125,41 @@ def test_memory_that_is_used_up_is_one_line(
     said = capsys.readouterr().err
     assert said.startswith(f"error: this machine has no memory left ({error}); end other programs")
     assert said.count("\n") == 1
+
+
+def test_what_generate_names_is_looked_up_before_ray_starts(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    raywgen.train(
+        "hypernetwork",
+        corpus=zoo_corpus.location,
+        out=tmp_path / "run",
+        num_workers=0,
+        generator={"width": 8, "task_loss": {"num_steps": 1}},
+        quiet=True,
+    )
+    common = [f"generator={tmp_path / 'run'}", f"corpus={zoo_corpus.location}", "where=ray", f"out={tmp_path / 'out'}"]
+    for given, said in (
+        ("tasks=unsen", "did you mean 'unseen'?"),
+        ("network=mlp-64-62", "did you mean 'mlp-64-6-2'?"),
+        ("device=cuda", "device=cuda: torch"),
+        ("sampling.topk=3", "has no sampling settings"),
+    ):
+        assert said in refusal("generate", *common, given)
+
+
+def test_sources_and_networks_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
+    assert "nothing" in refusal("corpus", "build", str(tmp_path / "corpus"), "--from", str(tmp_path / "nothing"))
+    assert "did you mean" in refusal("zoo", "train", "digits", "networks=[cifar-resnett]", f"out={tmp_path / 'zoo'}")
+
+
+def test_a_folder_below_a_file_is_refused(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refusal("train", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'file' / 'run'}")
+    assert "file, which is a file; name a folder" in message
+
+
+def test_a_folder_that_may_not_be_written_is_refused(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # Nothing is refused to root.
+    message = refusal("train", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}")
+    assert f"{tmp_path} does not allow it; name another folder" in message
