@@ -4,7 +4,8 @@ It trains LoRA adapters of a text encoder for many questions ("Is it about rain,
 them, and writes a PEFT folder for a question that none of them was trained for, from its labelled sentences. Name an
 encoder that transformers can load as the first argument, and a Parquet file with the columns `sentence`, `label` and
 `split` as the second. Without them it makes a tiny transformer of random values and sentences of a few words, which
-shows the way and no worth. It needs `transformers`, and no download. It takes about a minute on two cores.
+shows the way and no worth. It needs `transformers`, and no download. It takes about 15 seconds of
+one core.
 
     python examples/adapt_language_model.py [ENCODER SENTENCES]
 """

@@ -24,6 +24,8 @@ def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpu
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, (done.output, done.exception)
     text = " ".join(done.stdout.split())
+    assert f"page: {tmp_path / 'run'}/report.html" in text
+    assert "its stage tokenizer went to the end" in (tmp_path / "run" / "report.html").read_text()
     assert "Tokeniser: transformer coders, 2 residual tokens of 8 codes" in text
     kept = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
     assert [split["split"] for split in kept["splits"]] == ["training", "held out"]

@@ -43,6 +43,8 @@ def test_finetune_prints_a_row_a_start(zoo_corpus: Corpus, tmp_path: Path) -> No
     assert "random" in shown
     assert "shared" in shown
     assert (tmp_path / "finetune.json").is_file()
+    assert f"page: {tmp_path}/report.html" in shown
+    assert "Before training, random 50.0 %" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,16 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from typer.testing import CliRunner
 
+from raywgen.cli import app
+from raywgen.config import ConfigError, save_config
 from raywgen.tuning import TuneConfig, TuneError
 from raywgen.tuning.importance import importance
 from raywgen.tuning.live import short_names, trials_table
 from raywgen.tuning.plots import best_so_far
-from raywgen.tuning.report import write_report
-from raywgen.tuning.results import TrialState, best_row, row_of
+from raywgen.tuning.report import redraw, write_report
+from raywgen.tuning.results import TrialState, best_row, read_table, row_of, write_table
 from raywgen.tuning.space import parse_space
 from raywgen.tuning.tensorboard import write_tensorboard
 from tests.tuning.builders import result, row
@@ -123,6 +126,31 @@ def test_the_report_holds_every_trial_and_every_knob(tmp_path: Path) -> None:
     assert "over 5 trials at rung 1 of 3" in html
     assert not re.search(r'(src|href)="(https?:)?//', html), "the page must ask the network for nothing"
     assert "mathdefault" not in html
+
+
+def test_the_command_draws_the_page_again_from_what_the_folder_holds(tmp_path: Path) -> None:
+    space = {"train.a": {"uniform": [0, 1]}, "train.b": {"choice": ["x", "a longer value"]}}
+    space["train.c"] = {"loguniform": [1e-4, 1e-1], "when": {"train.b": "x"}}
+    config = TuneConfig(zoo="digits", space=space, out=str(tmp_path))
+    save_config(config, tmp_path / "config.yaml")
+    write_table(ROWS, str(tmp_path))
+    assert read_table(str(tmp_path)) == ROWS
+    drawn = Path(write_report(result(ROWS, ROWS[2], tmp_path), config, KNOBS)).read_text()
+    (tmp_path / "report.html").unlink()
+    shown = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.split() == ["page:", f"{tmp_path}/report.html"]
+    again = (tmp_path / "report.html").read_text()
+    written = re.compile("Written by raywgen on .*")
+    assert written.sub("", again) == written.sub("", drawn)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"trial": "000"}', ""])
+def test_a_damaged_table_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    save_config(TuneConfig(zoo="digits", out=str(tmp_path)), tmp_path / "config.yaml")
+    (tmp_path / "trials.jsonl").write_text(damage)
+    with pytest.raises((ConfigError, TuneError), match=r"trials\.jsonl cannot be read .*writes it|no trial"):
+        redraw(str(tmp_path))
 
 
 def test_tensorboard_has_hyperparameters_and_curves(tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ def _verdict(rows: Sequence[NetworkRow], judged: str) -> dict[str, object]:
         sentence = f"{_count(len(rows), 'network')} written; none was run, so nothing is known of what they do."
         return {"label": "Not tried", "sentence": sentence, "is_good": False}
     where = "test samples" if judged == "test_accuracy" else "the labelled samples that they were chosen by"
-    sentence = f"{_count(len(rows), 'network')} answer {_mean(rows, judged):.1f} % of {where} rightly"
+    sentence = f"{_count(len(rows), 'network')} score {_mean(rows, judged):.1f} % on {where}"
     chance = [row.chance for row in rows if row.chance is not None]
-    sentence += f", where guessing would answer {100 * fmean(chance):.1f} %" if len(chance) == len(rows) else ""
+    sentence += f", where guessing would score {100 * fmean(chance):.1f} %" if len(chance) == len(rows) else ""
     doubtful = sum(row.against_chance in DOUBTFUL for row in rows)
     if doubtful:
         label = f"{doubtful} of {_count(len(rows), 'network')} no better than chance"
