@@ -206,6 +206,10 @@ def export(
     `checkpoint=` names, and reads it tensor by tensor: it needs no GPU, and no memory for the whole generator. Averages
     of the parameters are used where a stage keeps them.
     """
+    from raywgen.training.run_folder import check_is_run
+
+    check_is_run(run)
+
     from raywgen.training.export_run import ExportConfig, export_run
 
     folder = export_run(run, load_config(ExportConfig, None, overrides or []))

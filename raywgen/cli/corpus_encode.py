@@ -40,9 +40,5 @@ def encode(
         def on_progress(done: int, total: int) -> None:
             bar.amount(done, total, "values")
 
-        if config.where == "here":
-            tokens = encode_corpus(config, on_progress, bar.say)
-        else:
-            with ray_session():
-                tokens = encode_corpus(config, on_progress, bar.say)
+        tokens = encode_corpus(config, on_progress, bar.say, session=ray_session)
     print_info(tokens.corpus.info())

@@ -205,8 +205,10 @@ def dedupe(root: str, corpus: Corpus, *, near: float = 0.0, on_progress: OnCheck
         on_progress: Called with the number of checkpoints written and their total.
 
     Raises:
-        CorpusError: `write_corpus` raises it.
+        CorpusError: `near` is negative, or `write_corpus` raises it.
     """
+    if near < 0:
+        raise CorpusError(f"near={near}: must be at least 0")
     root = new_root(root)
     facts = corpus.facts
     keys = list(zip(facts.column("layout_id").to_pylist(), _contents(corpus), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,11 @@ class EncodeConfig:
 
 @entry_point
 def encode_corpus(
-    config: EncodeConfig, on_progress: OnProgress | None = None, on_news: OnNews | None = None
+    config: EncodeConfig,
+    on_progress: OnProgress | None = None,
+    on_news: OnNews | None = None,
+    *,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TokenCorpus:
     """Encodes a corpus, or goes on with an encoding that was interrupted; tokens that are there are reused.
 
@@ -71,6 +76,7 @@ def encode_corpus(
         config: Corpus, tokeniser, and where the work is done.
         on_progress: Called every few seconds and after each shard.
         on_news: Called with a sentence when a worker is lost, and when there is no room for any.
+        session: Starts Ray, where `config.where` is `ray`; it is entered once corpus and tokeniser are read.
 
     Raises:
         OutError: Nothing can or should be written to `out`.
@@ -91,7 +97,8 @@ def encode_corpus(
     with kept, writing(config.out):
         if (found := plan.existing()) is not None:  # Another process that held the folder may have finished.
             return found
-        _encode_remaining(config, plan, on_progress, on_news)
+        with session() if config.where == "ray" else nullcontext():
+            _encode_remaining(config, plan, on_progress, on_news)
         return plan.commit()
 
 

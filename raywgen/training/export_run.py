@@ -16,7 +16,7 @@ from raywgen.training.config import read_train_config
 from raywgen.training.export import stored_tensors
 from raywgen.training.launcher import run_specs
 from raywgen.training.rows import data_digest
-from raywgen.training.run_folder import CONFIG, EXPORTS, warn
+from raywgen.training.run_folder import CONFIG, EXPORTS, check_is_run, warn
 
 
 @dataclass(kw_only=True)
@@ -58,6 +58,7 @@ def export_run(run: str, settings: ExportConfig) -> str:
         CorpusError: The corpus cannot be read.
     """
     out = checked_out(settings.out, "generators/mine") if settings.out else ""
+    check_is_run(run)
     config = replace(read_train_config(joined(run, CONFIG)), out=run)
     corpus = Corpus.open(config.corpus)
     (spec,) = run_specs([config], corpus)

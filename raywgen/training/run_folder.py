@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from raywgen.config import ConfigError
 from raywgen.locations import joined
 from raywgen.storage import Storage
 from raywgen.training.checkpoints.errors import CheckpointWarning
@@ -17,6 +18,16 @@ STAGES = "stages"
 STARTS = "starts"
 SNAPSHOTS = "snapshots"
 EXPORTS = "exports"
+
+
+def check_is_run(out: str | Path) -> None:
+    """Refuses a folder that holds no run.
+
+    Raises:
+        ConfigError: It has no config.
+    """
+    if Storage.at(out).size(CONFIG) is None:
+        raise ConfigError(f"{out} holds no run ({CONFIG} is missing); give the `out` of `raywgen train`")
 
 
 def snapshot_folder(out: str | Path, stop_at: float) -> str:

@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raywgen.config import ConfigError
 from raywgen.locations import joined
 from raywgen.progress import rates_text
 from raywgen.storage import Storage
 from raywgen.training.checkpoints.position import newest_position
-from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES
+from raywgen.training.run_folder import BUNDLE, CONFIG, STAGES, check_is_run
 from raywgen.training.run_method import read_method
 from raywgen.training.runlog import METRICS, PERF, Row, read_metrics
 from raywgen.training.stages_file import read_stages
@@ -98,8 +97,7 @@ def run_status(out: str | Path) -> RunStatus:
         ConfigError: The folder holds no run, or a damaged one.
     """
     storage = Storage.at(out)
-    if storage.size(CONFIG) is None:
-        raise ConfigError(f"{out} holds no run ({CONFIG} is missing); give the `out` of `raywgen train`")
+    check_is_run(out)
     method = read_method(joined(out, CONFIG))
     rows = read_metrics(out)
     done = storage.size(f"{BUNDLE}/generator.json") is not None

@@ -151,6 +151,18 @@ def test_sources_and_networks_are_looked_for_before_ray_starts(tmp_path: Path) -
     assert "did you mean" in refusal("zoo", "train", "digits", "networks=[cifar-resnett]", f"out={tmp_path / 'zoo'}")
 
 
+def test_a_tokeniser_is_looked_for_before_ray_starts(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    arguments = [zoo_corpus.location, f"tokenizer={tmp_path}", f"out={tmp_path / 'tokens'}"]
+    assert "holds no trained tokeniser" in refusal("corpus", "encode", *arguments)
+
+
+def test_an_export_of_no_run_and_a_negative_distance_are_refused(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    assert "holds no run (config.yaml is missing)" in refusal("export", str(tmp_path))
+    assert "near=-1.0: must be at least 0" in refusal(
+        "corpus", "dedupe", zoo_corpus.location, str(tmp_path / "out"), "--near", "-1"
+    )
+
+
 def test_a_folder_below_a_file_is_refused(zoo_corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     message = refusal("train", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'file' / 'run'}")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import raywgen
 from raywgen.corpus import Corpus
 from raywgen.corpus.build import BuildConfig, build_corpus
 from raywgen.generation import GenerateConfig, generate
@@ -124,3 +125,20 @@ def test_a_generated_network_in_several_files_loads_as_a_model_of_the_hub(folder
     assert not said["unexpected_keys"]
     assert not said["mismatched_keys"]
     assert_like(loaded.state_dict(), original.state_dict())
+
+
+@pytest.mark.parametrize("name", ["ResNetForImageClassification", "timm"])
+def test_a_live_module_is_filled_as_it_is(folder: Path, name: str) -> None:
+    """The module of the library itself, with its own names, from a generator that was trained on its file."""
+    module = modules()[name]
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    trained = raywgen.load(folder / "run", device="cpu")
+    filled = trained.fill_with_report(module, instruction="" if name == "timm" else name, temperature=0.0)
+    assert filled.module is module
+    assert filled.is_known
+    after = module.state_dict()
+    assert list(after) == list(before)
+    assert all(after[key].shape == tensor.shape for key, tensor in before.items())
+    assert any(not torch.equal(after[key], tensor) for key, tensor in before.items())
+    output = module.eval()(torch.zeros(1, 3, 32, 32))
+    assert torch.isfinite(getattr(output, "logits", output)).all()
