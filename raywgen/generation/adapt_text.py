@@ -74,7 +74,8 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
         judged["head_alone_on_test"] = standing(alone(test_1SF[..., :num])[0], test.labels)
     adapter, head = text_adapter(form.network, layout.unflatten(best.values_BD[0]))
     folder = write_adapter(adapter, config.out)
-    save_state_dict(head, folder / HEAD, {"format": "pt"})
+    if head:
+        save_state_dict(head, folder / HEAD, {"format": "pt"})
     _write_facts(folder, config, data, instruction, judged)
     warn_of_chance(config.out, own, remedies(generator, config.best_of, is_known=True, adapted=True))
     return Adapted(

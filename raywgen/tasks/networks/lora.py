@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import math
 import re
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -27,6 +26,7 @@ from torch.func import functional_call
 
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.networks.checks import check_sizes
+from raywgen.tasks.networks.lora_forms import SUFFIXES, Form, factors, frozen_factors, starts
 from raywgen.weights import Layout, StateDict, WeightsError
 from raywgen.weights.reader import WeightsReader
 
@@ -35,7 +35,8 @@ class LoRANetwork(nn.Module):
     """A frozen network with trainable factors; both factors together start at zero, so it starts as that network.
 
     Its parameters, and so its `state_dict`, are `NAME.lora_A` `(R, I)` and `NAME.lora_B` `(O, R)` for every adapted
-    weight `NAME.weight`, and the tensors of `train_head` under their own names.
+    weight `NAME.weight`, and the tensors of `train_head` under their own names. Of other forms they are `NAME.lora_B`
+    alone, or `NAME.lora_core` `(R, R)`, and the other factors are frozen (`raywgen.tasks.networks.lora_forms`).
 
     Args:
         base: The network to adapt; it is frozen in place and runs in eval mode.
@@ -43,9 +44,11 @@ class LoRANetwork(nn.Module):
         targets: Regular expressions; a weight of an `nn.Linear` or `nn.Conv2d` is adapted if one is found in its name.
         alpha: The product of the factors counts `alpha / rank` times; `rank` by default.
         train_head: Regular expressions for the names of parameters of any kind that are trained whole.
+        form: What is trained: both `factors`, `b` alone, or the `core` between frozen ones.
 
     Raises:
-        TaskError: An expression finds nothing, a tensor is wanted in both ways, or the rank is above what a weight has.
+        TaskError: There is no such form, an expression finds nothing, a tensor is wanted in both ways, or the rank is
+            above what a weight has.
     """
 
     def __init__(
@@ -55,14 +58,19 @@ class LoRANetwork(nn.Module):
         targets: Sequence[str],
         alpha: float | None = None,
         train_head: Sequence[str] = (),
+        form: Form = "factors",
     ) -> None:
         super().__init__()
         check_sizes(rank=rank)
+        if form not in SUFFIXES:
+            raise TaskError(f"form={form}: give one of {', '.join(SUFFIXES)}")
         if alpha is not None and not alpha > 0:
             raise TaskError(f"alpha={alpha}: must be above 0")
         # A module in a tuple is not registered: the frozen values stay out of the state_dict.
         self._frozen = (base.eval().requires_grad_(False),)
         self._scale = 1.0 if alpha is None else alpha / rank
+        self._form: Form = form
+        self._fixed: dict[str, tuple[Tensor, ...]] = {}
         self._adapted = _found("targets", targets, _matrices(base))
         self._whole = _found("train_head", train_head, [name for name, _ in base.named_parameters()])
         if self.fits_head and (missing := sorted(set(self.head_names) - set(self._whole))):
@@ -71,9 +79,10 @@ class LoRANetwork(nn.Module):
             raise TaskError(f"'{both[0]}' is found by targets and by train_head; narrow one of them")
         for name, parameter in base.named_parameters():
             if name in self._adapted:
-                a_RI, b_OR = _start(name, parameter, rank)
-                _register(self, _factor(name, "A"), a_RI)
-                _register(self, _factor(name, "B"), b_OR)
+                _check_rank(name, parameter, rank)
+                for suffix, start in starts(form, parameter.flatten(1), rank).items():
+                    _register(self, _named(name, suffix), start)
+                self._fixed[name] = frozen_factors(form, parameter.flatten(1), rank)
             elif name in self._whole:
                 _register(self, name, parameter.detach().clone())
 
@@ -123,9 +132,17 @@ class LoRANetwork(nn.Module):
         base = self._base()
         weights = {name: attrgetter(name)(self) for name in self._whole}
         for name in self._adapted:
-            a_RI, b_OR = (attrgetter(_factor(name, letter))(self) for letter in "AB")
-            weights[name] = adapted_weight(attrgetter(name)(base), a_RI, b_OR, self._scale)
+            weights[name] = adapted_weight(attrgetter(name)(base), *self._factors(name), self._scale)
         return weights
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Returns A `(R, I)` and B `(O, R)` of each adapted weight, by the name of its module."""
+        return {name.removesuffix(".weight"): self._factors(name) for name in self._adapted}
+
+    def _factors(self, name: str) -> tuple[Tensor, Tensor]:
+        trained = tuple(attrgetter(_named(name, suffix))(self) for suffix in SUFFIXES[self._form])
+        fixed = tuple(part.to(trained[0].device) for part in self._fixed[name])
+        return factors(self._form, trained, fixed)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the frozen network, too, though it is no submodule."""
@@ -184,20 +201,17 @@ def merge(network: LoRANetwork) -> StateDict:
     return {name: changed.get(id(tensor), tensor).detach().clone() for name, tensor in tensors.items()}
 
 
-def _start(name: str, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Returns the factors at the start: A random, B zero."""
+def _check_rank(name: str, weight: Tensor, rank: int) -> None:
     num_out, num_in = weight.flatten(1).shape
     if rank > min(num_out, num_in):
         most = min(num_out, num_in)
         raise TaskError(
             f"rank={rank}: '{name}' is {num_out} x {num_in}; give at most {most}, or leave it out of targets"
         )
-    a_RI = nn.init.kaiming_uniform_(weight.new_empty(rank, num_in), a=math.sqrt(5))
-    return a_RI, weight.new_zeros(num_out, rank)
 
 
-def _factor(name: str, letter: str) -> str:
-    return f"{name.removesuffix('weight')}lora_{letter}"
+def _named(name: str, suffix: str) -> str:
+    return f"{name.removesuffix('weight')}{suffix}"
 
 
 def _register(root: nn.Module, name: str, values: Tensor) -> None:

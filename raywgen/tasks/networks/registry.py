@@ -22,6 +22,7 @@ from raywgen.tasks.networks.cnn import PlainCNN
 from raywgen.tasks.networks.conv4 import Conv4
 from raywgen.tasks.networks.head import Head
 from raywgen.tasks.networks.lora import LoRANetwork, load_base
+from raywgen.tasks.networks.lora_forms import Form
 from raywgen.tasks.networks.mlp import mlp
 from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
@@ -39,6 +40,7 @@ def lora(
     targets: Sequence[str] = (),
     alpha: float | None = None,
     train_head: Sequence[str] = (),
+    form: Form = "factors",
 ) -> LoRANetwork:
     """Builds adapters over a pretrained network of any recipe.
 
@@ -49,6 +51,7 @@ def lora(
         targets: Weights to adapt, as `LoRANetwork` takes them.
         alpha: Scale of the adapters, as `LoRANetwork` takes it.
         train_head: Parameters that are trained whole, as `LoRANetwork` takes them.
+        form: What of the adapters is trained, as `LoRANetwork` takes it.
 
     Raises:
         TaskError: The base cannot be built or its weights cannot be loaded, or `LoRANetwork` refuses the rest.
@@ -58,7 +61,7 @@ def lora(
     module = build_network(base)
     if weights:
         load_base(module, weights, network_name(base))
-    return LoRANetwork(module, rank, targets, alpha, train_head)
+    return LoRANetwork(module, rank, targets, alpha, train_head, form)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

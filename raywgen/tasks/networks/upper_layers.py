@@ -21,20 +21,23 @@ from raywgen.tasks.networks.checks import check_sizes
 from raywgen.tasks.networks.text_models import PACKAGED, check_digest, load_encoder_model
 
 Head = Literal["trained", "fitted"]
+Pooling = Literal["mean", "pooler"]
 _TAKEN = "give a BERT, RoBERTa, ELECTRA, DistilBERT, MPNet, ModernBERT, Llama, Qwen2, Gemma2, or one like them"
 
 
 class UpperLayers(nn.Module):
-    """The layers of a text model from one on, the mean over a sentence's tokens, and a linear head.
+    """The layers of a text model from one on, a vector of a sentence's tokens, and a linear head.
 
     A sentence is a vector of H values that is not read here, then its hidden states below these layers, `(T, H)`;
-    tokens of padding are zeros. Its features are the mean over all others, with a mean square of 1.
+    tokens of padding are zeros. Its features are the mean over all others, with a mean square of 1, or what BERT's own
+    pooler makes of the first token, so that the head is that of transformers' `BertForSequenceClassification`.
 
     Args:
         model: A model of transformers as `AutoModel` loads it. It is taken apart: build one for each of these.
         first_layer: Number of the first layer, from 0.
         num_classes: C; 0 for features in place of logits.
         fits_head: Whether the head is fitted to examples, as `raywgen.tasks.fitted_head` does it.
+        pooling: `mean`, or BERT's own `pooler`.
 
     Attributes:
         head_names: Names of the head's weight and bias.
@@ -45,14 +48,24 @@ class UpperLayers(nn.Module):
 
     head_names = ("classifier.weight", "classifier.bias")
 
-    def __init__(self, model: nn.Module, first_layer: int, num_classes: int, *, fits_head: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        first_layer: int,
+        num_classes: int,
+        *,
+        fits_head: bool = False,
+        pooling: Pooling = "mean",
+    ) -> None:
         super().__init__()
-        self.fits_head = fits_head
+        self.fits_head, self._pooling = fits_head, pooling
+        if pooling == "pooler" and model.config.model_type != "bert":  # pyright: ignore[reportAttributeAccessIssue]
+            raise TaskError(f"pooling=pooler: {type(model).__name__} is no BERT; leave pooling at mean")
         self.width = int(model.config.hidden_size)  # pyright: ignore[reportAttributeAccessIssue,reportArgumentType]
         layers = _layers_of(model, first_layer)
         self._is_causal = not isinstance(getattr(model, "embeddings", None), nn.Module)
         example = _example(model, first_layer)
-        _leave_upper(model, layers, first_layer)
+        _leave_upper(model, layers, first_layer, keeps_pooler=pooling == "pooler")
         # In a tuple it is not registered: its parts are, under the names that they have in the model.
         self._model = (model,)
         for name, part in model.named_children():
@@ -62,7 +75,10 @@ class UpperLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits `(S, C)`, or features `(S, H)`, of sentences `(S, H + T * H)`."""
-        return self.classifier(mean_feature(*self.last_hidden(x)))
+        last_STH, is_real_ST = self.last_hidden(x)
+        if self._pooling == "pooler":
+            return self.classifier(self.get_submodule("pooler")(last_STH))
+        return self.classifier(mean_feature(last_STH, is_real_ST))
 
     def last_hidden(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the last hidden states `(S, T, H)` of sentences `(S, H + T * H)`, and which tokens are real."""
@@ -129,7 +145,12 @@ def mean_feature(hidden_STH: Tensor, is_real_ST: Tensor) -> Tensor:
 
 
 def upper_layers(
-    path: str = PACKAGED, first_layer: int = 5, num_classes: int = 2, head: Head = "trained", digest: str = ""
+    path: str = PACKAGED,
+    first_layer: int = 5,
+    num_classes: int = 2,
+    head: Head = "trained",
+    digest: str = "",
+    pooling: Pooling = "mean",
 ) -> UpperLayers:
     """Builds the upper layers of a pretrained encoder.
 
@@ -139,15 +160,19 @@ def upper_layers(
         num_classes: C; 0 for features in place of logits.
         head: `trained` with the network, or `fitted` to labelled examples in closed form.
         digest: The digest of the encoder's weights, as `encoder_digest` returns it, if these must be the same.
+        pooling: `mean` over a sentence's tokens, or BERT's own `pooler`, for `BertForSequenceClassification`.
 
     Raises:
-        TaskError: The encoder is not there, is another one than `digest` says, or cannot be entered at this layer.
+        TaskError: The encoder is not there, is another one than `digest` says, cannot be entered at this layer, or is
+            no BERT where its pooler is asked for.
     """
     check_sizes(first_layer=first_layer + 1, num_classes=num_classes + 1)
     if head not in get_args(Head):
         raise TaskError(f"head={head}: give {' or '.join(get_args(Head))}")
+    if pooling not in get_args(Pooling):
+        raise TaskError(f"pooling={pooling}: give {' or '.join(get_args(Pooling))}")
     check_digest(path, digest)
-    return UpperLayers(load_encoder_model(path), first_layer, num_classes, fits_head=head == "fitted")
+    return UpperLayers(load_encoder_model(path), first_layer, num_classes, fits_head=head == "fitted", pooling=pooling)
 
 
 def _layers_of(model: nn.Module, first: int) -> str:
@@ -172,7 +197,7 @@ def _example(model: nn.Module, first: int) -> tuple[Tensor, Tensor, Tensor]:
     return output.hidden_states[first] * is_real_ST.unsqueeze(-1), is_real_ST, output.last_hidden_state
 
 
-def _leave_upper(model: nn.Module, layers: str, first: int) -> None:
+def _leave_upper(model: nn.Module, layers: str, first: int, *, keeps_pooler: bool) -> None:
     """Takes everything below a layer out of a model, which then begins with given hidden states."""
     parent, _, leaf = layers.rpartition(".")
     kept = model.get_submodule(layers)
@@ -182,6 +207,6 @@ def _leave_upper(model: nn.Module, layers: str, first: int) -> None:
         model.embeddings = _Given()
     else:
         model.set_input_embeddings(nn.Identity())  # pyright: ignore[reportCallIssue]
-    if getattr(model, "pooler", None) is not None:
-        # It would read the first token, which nothing here does.
+    if getattr(model, "pooler", None) is not None and not keeps_pooler:
+        # It would read the first token, which the mean does not.
         model.pooler = None  # pyright: ignore[reportArgumentType]
