@@ -1,4 +1,4 @@
-"""Config of IGPG; sizes are chosen by measurement on two cores, see the README."""
+"""Config of IGPG; sizes are chosen by measurement on two cores, see docs/results."""
 
 from __future__ import annotations
 

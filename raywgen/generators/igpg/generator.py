@@ -1,6 +1,6 @@
 """IGPG behind the generator interface (arXiv 2504.02012).
 
-It differs from the paper in these points (the README's table of the demo shows their effects):
+It differs from the paper in these points (docs/results shows their effects):
 
 - Weights are coded relative to the shared start and scaled per tensor. Networks that share a start differ little from
   it, so tokens spend their bits on the difference.
