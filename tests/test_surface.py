@@ -19,6 +19,8 @@ import torch
 
 import raywgen
 from raywgen.corpus import Corpus
+from raywgen.evaluation.results import Evaluation
+from raywgen.generation import Filled
 
 # What an example reads was made by one before it.
 FIRST = ("train", "load", "TrainedGenerator", "generate", "build_corpus", "evaluate")
@@ -139,3 +141,7 @@ def test_reprs_say_what_a_thing_is(zoo_corpus: Corpus) -> None:
     assert repr(raywgen.inject(torch.nn.Sequential(torch.nn.Linear(4, 3)), adapter)) == (
         "Injected(Sequential, 1 tensors changed)"
     )
+    filled = Filled(module=torch.nn.Linear(2, 2), on_samples=None, best_of=4, log_prob=None, is_known=False)
+    assert repr(filled) == "Filled(Linear, the best of 4, a layout that the generator was never trained on)"
+    evaluation = Evaluation(layouts=("mlp",), rows=(), ladder=(), figures={"unseen_generated": 81.26, "random": 50.0})
+    assert repr(evaluation) == "Evaluation(mlp, unseen_generated 81.3, 2 figures)"

@@ -190,6 +190,12 @@ class Evaluation:
     num_samples: int | None = None
     minutes: float | None = None
 
+    def __repr__(self) -> str:
+        named = ("seen_generated", "unseen_generated", "unseen_nearest", "unseen_average")
+        shown = [f"{name} {self.figures[name]:.1f}" for name in named if name in self.figures]
+        shown += [] if self.novelty is None else [f"verdict {self.novelty.verdict}"]
+        return f"Evaluation({', '.join([*self.layouts[:3], *shown])}, {len(self.figures)} figures)"
+
     def to_json(self) -> dict[str, Any]:
         """Returns the content of the file."""
         return {"schema_version": SCHEMA_VERSION} | asdict(self)

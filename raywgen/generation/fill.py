@@ -53,6 +53,11 @@ class Filled(Generic[ModuleT]):
     log_prob: float | None
     is_known: bool
 
+    def __repr__(self) -> str:
+        judged = "" if self.on_samples is None else f", {self.on_samples.sentence()}"
+        known = "" if self.is_known else ", a layout that the generator was never trained on"
+        return f"Filled({type(self.module).__name__}, the best of {self.best_of}{judged}{known})"
+
 
 class TrainedGenerator:
     """A generator ready for use; get one by `raywgen.load`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ import ray
 from typer.testing import CliRunner
 
 import raywgen
+from raywgen.benchmarks.demo import DemoConfig, run_demo
 from raywgen.cli import app, main
+from raywgen.cli.job import _follow
 from raywgen.corpus import Corpus
+from raywgen.progress import Reporter
 from raywgen.ray_address import ClusterError
+from raywgen.stops import Stopped
 from raywgen.training.session import ray_session
 
 
@@ -175,3 +180,17 @@ def test_a_folder_that_may_not_be_written_is_refused(
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # Nothing is refused to root.
     message = refusal("train", f"corpus={zoo_corpus.location}", f"out={tmp_path / 'run'}")
     assert f"{tmp_path} does not allow it; name another folder" in message
+
+
+def test_ctrl_c_says_what_goes_on_and_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr("raywgen.cluster.submit.follow", stop)
+    with pytest.raises(Stopped) as stopped:
+        _follow(None, "job-1")
+    assert "stopped by Ctrl-C: job-1 goes on; `raywgen job logs job-1 --follow` shows it" in str(stopped.value)
+    monkeypatch.setattr("raywgen.benchmarks.demo._run", stop)
+    with pytest.raises(Stopped) as stopped:
+        run_demo(DemoConfig(out=str(tmp_path / "demo")), Reporter())
+    assert "demo keeps all steps that are done; the same command goes on with the others" in str(stopped.value)

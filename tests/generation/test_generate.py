@@ -80,9 +80,11 @@ def test_what_is_said_of_chance_knows_how_many_networks_were_tried(
     """The best of many is above chance by chance."""
     budgets: list[int] = []
 
-    def noted(logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1) -> Standing:
+    def noted(
+        logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1, samples_SF: torch.Tensor | None = None
+    ) -> Standing:
         budgets.append(best_of)
-        return standing(logits_SC, labels_S, best_of)
+        return standing(logits_SC, labels_S, best_of, samples_SF)
 
     monkeypatch.setattr("raywgen.generation.worker.standing", noted)
     generate(config(zoo_corpus, bundle, tmp_path, limit=1))
