@@ -257,8 +257,7 @@ def generate(
     with Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"), session=ray_session)
     print_networks(rows, were_to_be_tried=settings.try_on_samples)
-    if settings.into != "corpus":
-        print_page(settings.out)
+    print_page(settings.out)
 
 
 @app.command(cls=SettingsCommand)

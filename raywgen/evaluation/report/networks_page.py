@@ -8,21 +8,44 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from raywgen.corpus import Corpus
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.evaluation.report.folder import CONFIG, Command, Folder, Place, command, text_of
-from raywgen.evaluation.report.inputs import read_as
+from raywgen.evaluation.report.inputs import ReportError, read_as
 from raywgen.evaluation.report.plots import LadderRow, ladder_plot
 from raywgen.generation.file_sink import INDEX
 from raywgen.generation.plan import NetworkRow
+from raywgen.generation.sinks import rows_of
 from raywgen.tasks.standing import DOUBTFUL
 
 _MOST_ROWS = 200
 _SHARES = ("example_accuracy", "chance", "test_accuracy")
 
 
-def content(folder: Folder) -> dict[str, object]:
+def of_files(folder: Folder) -> dict[str, object]:
     """Returns the content of the page on a folder of generated files."""
-    rows = read_as(folder.root / INDEX, _rows, "generate")
-    settings = folder.settings()
+    return _content(folder, read_as(folder.root / INDEX, _rows, "generate"), folder.settings(), [INDEX, CONFIG])
+
+
+def of_corpus(folder: Folder) -> dict[str, object]:
+    """Returns the content of the page on a corpus of generated networks.
+
+    Raises:
+        ReportError: Its networks were not generated.
+        CorpusError: It cannot be read.
+    """
+    corpus = Corpus.open(folder.location)
+    recipe = corpus.manifest["recipe"]
+    if "generated" not in recipe:
+        raise ReportError(
+            f"{folder.location} is a corpus that nobody generated; `raywgen corpus info` shows what it holds"
+        )
+    return _content(folder, rows_of(corpus), recipe["config"], [MANIFEST])
+
+
+def _content(
+    folder: Folder, rows: Sequence[NetworkRow], settings: Mapping[str, object], files: Sequence[str]
+) -> dict[str, object]:
     judged = _judged(rows)
     parts = {
         "accuracy": ("Accuracy", bool(judged)),
@@ -47,7 +70,7 @@ def content(folder: Folder) -> dict[str, object]:
         "rows": [(row, _file(folder, row)) for row in rows[:_MOST_ROWS]],
         "num_hidden": max(0, len(rows) - _MOST_ROWS),
         "next": _next(folder, rows, settings),
-        "places": [folder.place("index", INDEX), folder.place("config", CONFIG)]
+        "places": [folder.place(Path(name).stem, name) for name in files]
         + [folder.place(name, path) for name in ("generator", "corpus") if (path := text_of(settings, name))],
     }
 
@@ -133,6 +156,8 @@ def _plot(rows: Sequence[NetworkRow], judged: str) -> dict[str, object]:
 
 def _file(folder: Folder, row: NetworkRow) -> Place:
     """Returns a network's file, or the folder of its files; it lies in this folder, wherever that was moved."""
+    if not row.path:
+        return Place(name=row.checkpoint_id, path="", link="")
     path = Path(row.path.partition("?")[0])
     name = path.name if (folder.root / path.name).exists() or not folder.storage.is_local else ""
     if path.name.endswith(".index.json"):
@@ -144,7 +169,7 @@ def _next(folder: Folder, rows: Sequence[NetworkRow], settings: Mapping[str, obj
     corpus, generator = (text_of(settings, name) for name in ("corpus", "generator"))
     commands = []
     first = rows[0]
-    if corpus and first.task and first.test_accuracy is not None:
+    if corpus and first.task and first.path and first.test_accuracy is not None:
         what = "Score one of the files, or one of your own, on a task"
         file = folder.at(Path(first.path).name)
         commands.append(command(what, "score", file, "--corpus", corpus, "--task", first.task))

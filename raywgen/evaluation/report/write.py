@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from raywgen.corpus.manifest import MANIFEST
 from raywgen.evaluation.finetune import RESULT as FINETUNE
 from raywgen.evaluation.report import evaluation_page, finetune_page, networks_page, training_page
 from raywgen.evaluation.report.folder import CONFIG, Folder, opened
@@ -12,22 +13,23 @@ from raywgen.evaluation.report.inputs import ReportError
 from raywgen.evaluation.report.rendering import write_page
 from raywgen.evaluation.results import EVALUATION
 from raywgen.evaluation.tokenizer_report import TOKENIZER
+from raywgen.generation.file_sink import INDEX
 from raywgen.locations import joined
 from raywgen.storage import Storage
 from raywgen.training.runlog import METRICS
 from raywgen.training.stages_file import STAGES_FILE
 
 REPORT = "report.html"
-_GENERATED = "networks.json"
 _PAGES: Mapping[str, tuple[str, Callable[[Folder], dict[str, object]]]] = {
     f"evaluation/{EVALUATION}": ("evaluation.html", evaluation_page.of_run),
     EVALUATION: ("evaluation.html", evaluation_page.of_evaluation),
     FINETUNE: ("finetune.html", finetune_page.content),
-    _GENERATED: ("networks.html", networks_page.content),
+    INDEX: ("networks.html", networks_page.of_files),
     METRICS: ("training.html", training_page.content),
+    MANIFEST: ("networks.html", networks_page.of_corpus),
 }
 """The file that makes a folder what it is, the page's template, and the function that gives its content."""
-_READ = (EVALUATION, FINETUNE, _GENERATED, METRICS, CONFIG, TOKENIZER, STAGES_FILE)
+_READ = (EVALUATION, FINETUNE, INDEX, METRICS, CONFIG, TOKENIZER, STAGES_FILE)
 
 
 def write_report(location: str | Path) -> str:
