@@ -1,4 +1,8 @@
-"""Writes a benchmark's record, a JSON file of `python jobs/benchmark.py NAME record=docs/results`, as Markdown."""
+"""Writes benchmarks' records, JSON files of `python jobs/benchmark.py NAME record=docs/results`, into pages of results.
+
+A page asks for one by `<!-- record NAME -->`; what is written stands between this line and `<!-- end -->`. The site is
+built with the newest, and `python docs/hooks/record_pages.py` writes it into the files, for those who read them there.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
-_DIRECTIVE = re.compile(r"^\{\{ record ([\w.-]+) \}\}$", re.MULTILINE)
+_PLACE = re.compile(r"^<!-- record ([\w.-]+) -->$(?:(?:(?!^<!-- record ).)*?^<!-- end -->$)?", re.MULTILINE | re.DOTALL)
 
 
 def with_records(markdown: str, folder: Path = RESULTS) -> str:
-    """Returns a page with each `{{ record NAME }}` replaced by what `NAME.json` of a folder holds."""
-    return _DIRECTIVE.sub(lambda found: rendered(read_record(folder, found[1]), f"{found[1]}.json"), markdown)
+    """Returns a page with what the records of a folder hold at the places where it asks for them."""
+
+    def written(found: re.Match[str]) -> str:
+        text = rendered(read_record(folder, found[1]), f"{found[1]}.json")
+        return f"<!-- record {found[1]} -->\n\n{text}\n\n<!-- end -->"
+
+    return _PLACE.sub(written, markdown)
 
 
 def records_of(markdown: str) -> list[str]:
     """Lists the names of the records that a page shows."""
-    return _DIRECTIVE.findall(markdown)
+    return _PLACE.findall(markdown)
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
@@ -96,3 +105,8 @@ def _wrapped(command: str) -> str:
         else:
             line = f"{line} {word}".strip() if not line.startswith("  ") else f"{line} {word}"
     return " \\\n".join([*lines, line])
+
+
+if __name__ == "__main__":
+    for page in RESULTS.glob("*.md"):
+        page.write_text(with_records(page.read_text(encoding="utf-8")), encoding="utf-8")

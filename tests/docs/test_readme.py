@@ -6,7 +6,7 @@ import re
 
 import yaml
 
-from tests.docs.pages import ROOT, text_of
+from tests.docs.pages import ROOT, blocks, text_of
 
 README = text_of("README.md")
 
@@ -27,6 +27,12 @@ def test_its_two_commands_install_and_run() -> None:
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
     install = "python3 -m venv .venv && .venv/bin/pip install -q -c configs/constraints-cpu.txt -e"
     assert commands[:2] == [f"{install} . && .venv/bin/raywgen demo", f"{install} '.[test]' && .venv/bin/pytest"]
+
+
+def test_its_example_is_the_one_of_index_and_quickstart() -> None:
+    (example,) = [block.text for block in blocks("python") if block.page == "README.md"]
+    for page in ("docs/index.md", "docs/quickstart.md"):
+        assert example in text_of(page)
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -47,6 +47,11 @@ def test_every_page_shows_records_that_are_there() -> None:
         assert all((RESULTS / f"{name}.json").is_file() for name in names), page
 
 
+def test_pages_hold_what_their_records_hold() -> None:
+    old = [path.name for path in RESULTS.glob("*.md") if with_records(path.read_text()) != path.read_text()]
+    assert old == [], "python docs/hooks/record_pages.py writes them anew"
+
+
 def test_transcribed_figures_stood_in_the_readme_of_their_commit() -> None:
     """Where the clone has its history; a part of each table is compared, since some tables were joined."""
     for path in RECORDS:
@@ -87,9 +92,16 @@ def test_a_record_as_a_benchmark_writes_it_becomes_a_table() -> None:
     assert "'methods=[mcdi, lohp]'" in text
 
 
+def test_a_new_place_before_one_that_is_written_takes_nothing_from_it() -> None:
+    place = "<!-- record chaos -->"
+    once = with_records(place)
+    assert once.endswith("<!-- end -->")
+    assert with_records(f"{place}\n\nbetween\n\n{once}") == f"{once}\n\nbetween\n\n{once}"
+
+
 def test_a_page_is_told_how_a_missing_record_is_made(tmp_path: Any) -> None:
     with pytest.raises(FileNotFoundError, match=r"benchmark\.py NAME record="):
-        with_records("{{ record none }}", tmp_path)
+        with_records("<!-- record none -->", tmp_path)
 
 
 @pytest.mark.parametrize(
