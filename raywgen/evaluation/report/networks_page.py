@@ -19,7 +19,7 @@ from raywgen.generation.sinks import rows_of
 from raywgen.tasks.standing import DOUBTFUL
 
 _MOST_ROWS = 200
-_SHARES = ("example_accuracy", "chance", "test_accuracy")
+_SHARES = ("example_accuracy", "chance", "linear", "test_accuracy")
 
 
 def of_files(folder: Folder) -> dict[str, object]:
@@ -111,7 +111,7 @@ def _verdict(rows: Sequence[NetworkRow], judged: str) -> dict[str, object]:
     sentence += f", where guessing would score {100 * fmean(chance):.1f} %" if len(chance) == len(rows) else ""
     doubtful = sum(row.against_chance in DOUBTFUL for row in rows)
     if doubtful:
-        label = f"{doubtful} of {_count(len(rows), 'network')} no better than chance"
+        label = f"{doubtful} of {_count(len(rows), 'network')} no better than chance or a linear classifier"
         return {"label": label, "sentence": f"{sentence}.", "is_good": False}
     return {"label": "Better than chance" if chance else "Tried", "sentence": f"{sentence}.", "is_good": True}
 
@@ -120,17 +120,21 @@ def _cards(rows: Sequence[NetworkRow], judged: str) -> list[dict[str, object]]:
     """Returns the figures that the verdict rests on."""
     if not judged:
         return []
-    titles = {"test_accuracy": "On test samples", "example_accuracy": "On labelled samples", "chance": "Guessing"}
-    notes = {"test_accuracy": "nothing was chosen by them", "example_accuracy": "networks were chosen by them"}
+    titles = {
+        "test_accuracy": ("On test samples", "nothing was chosen by them"),
+        "example_accuracy": ("On labelled samples", "networks were chosen by them"),
+        "linear": ("Linear classifier", "on each labelled sample, fitted to the others"),
+        "chance": ("Guessing", "one over the number of classes"),
+    }
     return [
         {
             "title": title,
             "value": f"{_mean(rows, name):.1f}",
             "unit": "%",
-            "note": notes.get(name, "one over the number of classes"),
+            "note": note,
             "accent": name == judged,
         }
-        for name, title in titles.items()
+        for name, (title, note) in titles.items()
         if all(getattr(row, name) is not None for row in rows)
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raywgen.evaluation.report import write_report
-from raywgen.tasks.standing import BETTER, LIKE
+from raywgen.tasks.standing import BETTER, LIKE, WEAK
 from raywgen.training.stages_file import StageRecord, write_stages
 
 LAYOUTS = ("mlp-64-14-2", "mlp-64-12-8-2")
@@ -175,8 +175,14 @@ def make_networks(root: Path) -> Path:
         (root / name).write_bytes(b"")
         row = {"task": f"digits/{number}", "draw": 0, "instruction": f"Is the digit {number}?", "known": number > 1}
         row |= {"network": LAYOUTS[number % 2], "log_prob": -310.2, "example_loss": 0.31, "example_accuracy": 0.93}
-        row |= {"chance": 0.5, "majority": 0.6, "test_accuracy": 0.9 + 0.002 * number, "path": f"/gone/{name}"}
-        rows.append(row | {"against_chance": LIKE if number == 3 else BETTER})
+        row |= {
+            "chance": 0.5,
+            "majority": 0.6,
+            "linear": 0.88,
+            "test_accuracy": 0.9 + 0.002 * number,
+            "path": f"/gone/{name}",
+        }
+        rows.append(row | {"against_chance": {3: LIKE, 5: WEAK}.get(number, BETTER)})
     (root / "networks.json").write_text(json.dumps(rows))
     (root / "config.yaml").write_text("generator: runs/igpg\ncorpus: runs/zoo/corpus\n")
     return root
