@@ -18,6 +18,7 @@ from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.modules import UnknownLayoutWarning, adapt_weights, check_known, check_module
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generators import Generator, Sampling
+from raywgen.nn.stored_names import by_stored_names
 from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
 from raywgen.tasks.preprocessing import InputForm
@@ -174,7 +175,7 @@ class TrainedGenerator:
         """
         data = read_data(support, self.inputs)
         check_module(module)
-        network = unwrapped(module)
+        network = by_stored_names(unwrapped(module))
         layout = self.generator.layout_of(network.state_dict())
         check_known(self.generator, layout)
         condition = make_condition(self.generator, ADAPT_INSTRUCTION, (self.features(data.x), data.labels), policy)
@@ -182,7 +183,7 @@ class TrainedGenerator:
         values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
         on_samples = judge(runs, layout, values_D, samples_SF, data.labels)
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
-        _report(network, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
+        _report(module, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
         return module
 
     def features(self, samples: Tensor) -> Tensor:
@@ -245,7 +246,8 @@ class TrainedGenerator:
         Args:
             module: Any `nn.Module`; its architecture is what is filled, its values are replaced. It is run once on the
                 samples, in their own shape or flat, before anything is generated. It may be of another dtype than the
-                networks that the generator learned from, wrapped, or have tied tensors.
+                networks that the generator learned from, wrapped, have tied tensors, or be a model of transformers
+                whose tensors have other names in its files.
             instruction: The task in words. For a generator trained on weights alone it is the network's name in its
                 corpus, or empty.
             data: Labelled samples of the task, in any form that `read_data` takes, for instance inputs `(S, ...)` and
@@ -284,7 +286,7 @@ class TrainedGenerator:
         unlabelled: object,
     ) -> Filled[ModuleT]:
         check_module(module)
-        network = unwrapped(module)
+        network = by_stored_names(unwrapped(module))
         layout = self.generator.layout_of(network.state_dict())
         examples = None if data is None else read_data(data, self.inputs).at_most(MOST_SAMPLES)
         pair = None if examples is None else (self.features(examples.x), examples.labels)
@@ -316,7 +318,7 @@ class TrainedGenerator:
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
         if on_samples is not None:
             remedy = remedies(self.generator, num, is_known=normalizer is None)
-            warn_of_chance(type(network).__name__, on_samples, remedy, stacklevel=4)
+            warn_of_chance(type(unwrapped(module)).__name__, on_samples, remedy, stacklevel=4)
         return Filled(module=module, on_samples=on_samples, best_of=num, log_prob=log_prob, is_known=normalizer is None)
 
     def _runnable(self, module: nn.Module, data: UserData) -> tuple[nn.Module, Tensor]:

@@ -127,7 +127,7 @@ def test_a_generated_network_in_several_files_loads_as_a_model_of_the_hub(folder
     assert_like(loaded.state_dict(), original.state_dict())
 
 
-@pytest.mark.parametrize("name", ["ResNetForImageClassification", "timm"])
+@pytest.mark.parametrize("name", ["ViTForImageClassification", "ResNetForImageClassification", "timm"])
 def test_a_live_module_is_filled_as_it_is(folder: Path, name: str) -> None:
     """The module of the library itself, with its own names, from a generator that was trained on its file."""
     module = modules()[name]
