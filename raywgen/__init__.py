@@ -57,18 +57,19 @@ __all__ = [
     "tune",
 ]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "raywgen.api": ["adapt", "build_corpus", "evaluate", "generate", "load", "train", "train_zoo", "tune"],
-        "raywgen.corpus": ["BuildConfig", "Checkpoint", "Corpus", "WeightsDataset"],
-        "raywgen.evaluation.config": ["EvaluateConfig"],
-        "raywgen.generation": ["AdaptConfig", "GenerateConfig", "TrainedGenerator"],
-        "raywgen.nn.batch_norm": ["reestimate_statistics"],
-        "raywgen.training": ["TrainConfig"],
-        "raywgen.trust": ["trusting"],
-        "raywgen.tuning": ["TuneConfig"],
-        "raywgen.weights.adapters": ["LoRAAdapter", "inject"],
-        "raywgen.zoo": ["ZooConfig"],
-    },
-)
+if not TYPE_CHECKING:  # Type checkers would take any name for one that is there.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "raywgen.api": ["adapt", "build_corpus", "evaluate", "generate", "load", "train", "train_zoo", "tune"],
+            "raywgen.corpus": ["BuildConfig", "Checkpoint", "Corpus", "WeightsDataset"],
+            "raywgen.evaluation.config": ["EvaluateConfig"],
+            "raywgen.generation": ["AdaptConfig", "GenerateConfig", "TrainedGenerator"],
+            "raywgen.nn.batch_norm": ["reestimate_statistics"],
+            "raywgen.training": ["TrainConfig"],
+            "raywgen.trust": ["trusting"],
+            "raywgen.tuning": ["TuneConfig"],
+            "raywgen.weights.adapters": ["LoRAAdapter", "inject"],
+            "raywgen.zoo": ["ZooConfig"],
+        },
+    )

@@ -21,7 +21,7 @@ PACKAGES = [
 def declared(package: str) -> dict[str, str]:
     """Each name that type checkers see, and its module."""
     tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 

@@ -32,28 +32,29 @@ if TYPE_CHECKING:
     from raywgen.corpus.verify import verify_corpus as verify_corpus
     from raywgen.corpus.weights_dataset import WeightsDataset as WeightsDataset
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "raywgen.corpus.build": ["BuildConfig", "build_corpus"],
-        "raywgen.corpus.chunk_stream": ["ChunkBatch", "ChunkStream"],
-        "raywgen.corpus.commit": ["commit_corpus"],
-        "raywgen.corpus.checkpoint": ["Checkpoint"],
-        "raywgen.corpus.corpus": ["Corpus"],
-        "raywgen.corpus.errors": [
-            "ChangedCorpusError",
-            "CorpusError",
-            "DamagedFileError",
-            "MissingFileError",
-            "UnknownFactError",
-        ],
-        "raywgen.corpus.facts": ["CheckpointFacts", "NetworkFacts", "TaskFacts"],
-        "raywgen.corpus.mixed_stream": ["MixedStream"],
-        "raywgen.corpus.order": ["Cursor"],
-        "raywgen.corpus.shards": ["Shard", "checkpoint_ids", "packed_tensor", "write_shard"],
-        "raywgen.corpus.trajectory_stream": ["TrajectoryStream"],
-        "raywgen.corpus.trajectory_windows": ["TrajectoryBatch"],
-        "raywgen.corpus.verify": ["Damage", "verify_corpus"],
-        "raywgen.corpus.weights_dataset": ["WeightsDataset"],
-    },
-)
+if not TYPE_CHECKING:  # Type checkers would take any name for one that is there.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "raywgen.corpus.build": ["BuildConfig", "build_corpus"],
+            "raywgen.corpus.chunk_stream": ["ChunkBatch", "ChunkStream"],
+            "raywgen.corpus.commit": ["commit_corpus"],
+            "raywgen.corpus.checkpoint": ["Checkpoint"],
+            "raywgen.corpus.corpus": ["Corpus"],
+            "raywgen.corpus.errors": [
+                "ChangedCorpusError",
+                "CorpusError",
+                "DamagedFileError",
+                "MissingFileError",
+                "UnknownFactError",
+            ],
+            "raywgen.corpus.facts": ["CheckpointFacts", "NetworkFacts", "TaskFacts"],
+            "raywgen.corpus.mixed_stream": ["MixedStream"],
+            "raywgen.corpus.order": ["Cursor"],
+            "raywgen.corpus.shards": ["Shard", "checkpoint_ids", "packed_tensor", "write_shard"],
+            "raywgen.corpus.trajectory_stream": ["TrajectoryStream"],
+            "raywgen.corpus.trajectory_windows": ["TrajectoryBatch"],
+            "raywgen.corpus.verify": ["Damage", "verify_corpus"],
+            "raywgen.corpus.weights_dataset": ["WeightsDataset"],
+        },
+    )

@@ -24,19 +24,20 @@ if TYPE_CHECKING:
     from raywgen.generators.stage import StageLoss as StageLoss
     from raywgen.generators.stage import StageNeeds as StageNeeds
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "raywgen.generators.interface": ["DataSpec", "Generated", "GenerationRequest", "Generator"],
-        "raywgen.generators.method_names": ["is_import_path"],
-        "raywgen.generators.registry": ["METHODS", "MethodImportError", "UnknownMethodError", "method"],
-        "raywgen.generators.settings": [
-            "GeneratorConfig",
-            "OptimizerConfig",
-            "Sampling",
-            "SamplingError",
-            "StageConfig",
-        ],
-        "raywgen.generators.stage": ["ParameterUse", "Stage", "StageLoss", "StageNeeds"],
-    },
-)
+if not TYPE_CHECKING:  # Type checkers would take any name for one that is there.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "raywgen.generators.interface": ["DataSpec", "Generated", "GenerationRequest", "Generator"],
+            "raywgen.generators.method_names": ["is_import_path"],
+            "raywgen.generators.registry": ["METHODS", "MethodImportError", "UnknownMethodError", "method"],
+            "raywgen.generators.settings": [
+                "GeneratorConfig",
+                "OptimizerConfig",
+                "Sampling",
+                "SamplingError",
+                "StageConfig",
+            ],
+            "raywgen.generators.stage": ["ParameterUse", "Stage", "StageLoss", "StageNeeds"],
+        },
+    )

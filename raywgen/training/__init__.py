@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from raywgen.training.trainer import DivergedError as DivergedError
     from raywgen.training.workers import TrainingError as TrainingError
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "raywgen.training.config": ["TrainConfig", "load_train_config"],
-        "raywgen.training.engine": ["DeviceMemoryError"],
-        "raywgen.training.launcher": ["launch"],
-        "raywgen.training.run_folder": ["BUNDLE", "snapshot_folder"],
-        "raywgen.training.runlog": ["read_metrics"],
-        "raywgen.training.stages_file": ["StageRecord", "read_stages"],
-        "raywgen.training.trainer": ["DivergedError"],
-        "raywgen.training.workers": ["TrainingError"],
-    },
-)
+if not TYPE_CHECKING:  # Type checkers would take any name for one that is there.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "raywgen.training.config": ["TrainConfig", "load_train_config"],
+            "raywgen.training.engine": ["DeviceMemoryError"],
+            "raywgen.training.launcher": ["launch"],
+            "raywgen.training.run_folder": ["BUNDLE", "snapshot_folder"],
+            "raywgen.training.runlog": ["read_metrics"],
+            "raywgen.training.stages_file": ["StageRecord", "read_stages"],
+            "raywgen.training.trainer": ["DivergedError"],
+            "raywgen.training.workers": ["TrainingError"],
+        },
+    )

@@ -15,6 +15,8 @@ from raywgen.out_folder import checked_out
 from raywgen.ray_address import ClusterError
 from raywgen.storage import Storage
 from raywgen.training.config import TrainConfig
+from raywgen.training.resource_check import Nodes, check_run
+from raywgen.training.session import num_local_cpus
 
 
 def check_early(config: TrainConfig) -> None:
@@ -24,13 +26,14 @@ def check_early(config: TrainConfig) -> None:
         ConfigError: Its settings name no corpus, or a folder that is none, or more workers than a batch has networks.
         OutError: Nothing can or should be written to its run folder.
         CorpusError: There is no corpus, or its manifest is damaged.
-        DeviceError, ClusterError: It is to run on GPUs that this machine does not have, and on no cluster.
+        DeviceError, ClusterError: It is to run on GPUs or CPUs that this machine does not have, and on no cluster.
     """
     _check_device(config)
     if not config.corpus.strip():
         raise ConfigError(f"corpus is empty; name the corpus to train on, such as corpus={TrainConfig.corpus}")
     _check_out(checked_out(config.out, TrainConfig.out))
     check_batches(config)
+    _check_room(config)
     read_manifest(CorpusStorage.at(config.corpus))
 
 
@@ -59,6 +62,17 @@ def check_batches(config: TrainConfig) -> None:
 def _check_out(out: str) -> None:
     if Storage.at(out).size(MANIFEST) is not None:
         raise ConfigError(f"out={out} holds a corpus; name another folder for the run, such as out={TrainConfig.out}")
+
+
+def _check_room(config: TrainConfig) -> None:
+    """Refuses more workers than a Ray that is started on this machine would have room for."""
+    if not config.max_workers:
+        return
+    import ray
+
+    if not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
+        here = {"CPU": float(num_local_cpus()), "GPU": float(torch.cuda.device_count())}
+        check_run(config, Nodes(alive=[here], most=[here]))
 
 
 def _check_device(config: TrainConfig) -> None:

@@ -43,12 +43,10 @@ def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
             with _said(f"cannot join the Ray cluster of RAY_ADDRESS={address}"):
                 ray.init(logging_level=logging.ERROR)
         else:
-            # Two logical CPUs at least: two workers on one core are slow, but none would wait forever.
-            num_cpus = max(2, os.cpu_count() or 1)
             with _said("Ray could not be started on this machine"):
                 ray.init(
                     address="local",
-                    num_cpus=num_cpus + spare,
+                    num_cpus=num_local_cpus(spare),
                     include_dashboard=dashboard,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
@@ -60,6 +58,16 @@ def ray_session(spare: int = 1, *, dashboard: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def num_local_cpus(spare: int = 1) -> int:
+    """Returns the logical CPUs of a Ray that is started on this machine.
+
+    Args:
+        spare: Those beyond the machine's own, for what mostly waits.
+    """
+    # Two at least: two workers on one core are slow, but none would wait forever.
+    return max(2, os.cpu_count() or 1) + spare
 
 
 @contextmanager

@@ -37,15 +37,26 @@ if TYPE_CHECKING:
     from raywgen.weights.tensors import StateDict as StateDict
     from raywgen.weights.tensors import TensorSpec as TensorSpec
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "raywgen.weights.batch": ["Condition", "HeaderIndex", "WeightBatch", "Windows"],
-        "raywgen.weights.errors": ["LayoutMismatchError", "NonFiniteWeightsError", "UnsafeFileError", "WeightsError"],
-        "raywgen.weights.files": ["load_state_dict", "save_state_dict"],
-        "raywgen.weights.layout": ["Layout"],
-        "raywgen.weights.noise": ["KeyedNoise"],
-        "raywgen.weights.normalizer": ["Normalizer", "NormalizerTable", "layout_normalizer", "normalizer_of_similar"],
-        "raywgen.weights.tensors": ["StateDict", "TensorSpec"],
-    },
-)
+if not TYPE_CHECKING:  # Type checkers would take any name for one that is there.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "raywgen.weights.batch": ["Condition", "HeaderIndex", "WeightBatch", "Windows"],
+            "raywgen.weights.errors": [
+                "LayoutMismatchError",
+                "NonFiniteWeightsError",
+                "UnsafeFileError",
+                "WeightsError",
+            ],
+            "raywgen.weights.files": ["load_state_dict", "save_state_dict"],
+            "raywgen.weights.layout": ["Layout"],
+            "raywgen.weights.noise": ["KeyedNoise"],
+            "raywgen.weights.normalizer": [
+                "Normalizer",
+                "NormalizerTable",
+                "layout_normalizer",
+                "normalizer_of_similar",
+            ],
+            "raywgen.weights.tensors": ["StateDict", "TensorSpec"],
+        },
+    )

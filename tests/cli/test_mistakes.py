@@ -70,6 +70,16 @@ def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypa
     assert "asks for 2 GPUs, and this machine has none: give device=cpu" in message
 
 
+def test_more_workers_than_this_machine_has_room_for_are_noticed_before_ray_starts(
+    zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    message = refusal("train", f"corpus={zoo_corpus.location}", "num_workers=7")
+    assert "num_workers=7 asks for 7 x 1 CPU and one more CPU to read the corpus" in message
+    assert "the cluster has 5 CPU on 1 node: give num_workers=4, or add nodes" in message
+
+
 def test_a_run_goes_into_no_corpus_and_no_file(zoo_corpus: Corpus, tmp_path: Path) -> None:
     where = f"corpus={zoo_corpus.location}"
     assert "holds a corpus; name another folder" in refusal("train", where, f"out={zoo_corpus.location}")

@@ -38,16 +38,17 @@ if TYPE_CHECKING:
     from raywgen.training.checkpoints.slices import Slice as Slice
     from raywgen.training.checkpoints.slices import own_slices as own_slices
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "raywgen.training.checkpoints.errors": ["CheckpointError", "CheckpointWarning", "SaveError"],
-        "raywgen.training.checkpoints.fits": ["check_fits"],
-        "raywgen.training.checkpoints.group": ["Alone", "Group", "agree_on_folder"],
-        "raywgen.training.checkpoints.index": ["INDEX", "TrainState"],
-        "raywgen.training.checkpoints.manager": ["CheckpointManager", "Retention"],
-        "raywgen.training.checkpoints.position": ["CHECKPOINTS"],
-        "raywgen.training.checkpoints.reader": ["Checkpoint"],
-        "raywgen.training.checkpoints.slices": ["Part", "Slice", "own_slices"],
-    },
-)
+if not TYPE_CHECKING:  # Type checkers would take any name for one that is there.
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "raywgen.training.checkpoints.errors": ["CheckpointError", "CheckpointWarning", "SaveError"],
+            "raywgen.training.checkpoints.fits": ["check_fits"],
+            "raywgen.training.checkpoints.group": ["Alone", "Group", "agree_on_folder"],
+            "raywgen.training.checkpoints.index": ["INDEX", "TrainState"],
+            "raywgen.training.checkpoints.manager": ["CheckpointManager", "Retention"],
+            "raywgen.training.checkpoints.position": ["CHECKPOINTS"],
+            "raywgen.training.checkpoints.reader": ["Checkpoint"],
+            "raywgen.training.checkpoints.slices": ["Part", "Slice", "own_slices"],
+        },
+    )
