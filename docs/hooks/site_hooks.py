@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from example_page import example_page
 from mathml import with_mathml
 from mkdocs.structure.files import File, Files
 from record_pages import with_records
@@ -23,7 +24,9 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that are written from the code, and those that the clone keeps at its top."""
-    pages = reference_pages() | {place: _shared(name) for name, place in _SHARED.items()}
+    pages = (
+        reference_pages() | {"examples.md": example_page()} | {place: _shared(name) for name, place in _SHARED.items()}
+    )
     for place, text in pages.items():
         files.append(File.generated(config, place, content=text))
     return files

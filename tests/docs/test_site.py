@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import typer
 
+from docs.hooks.example_page import example_page
 from docs.hooks.reference_pages import reference_pages, with_networks, with_reference
 from raywgen.cli import app
 from raywgen.cli.settings import SCHEMAS
@@ -60,6 +62,17 @@ def test_networks_are_listed_where_a_page_asks_for_them() -> None:
     shown = with_networks((DOCS / "extending/network.md").read_text())
     assert all(f"| `{name}` | " in shown for name in NETWORKS)
     assert "|  |" not in shown
+
+
+def test_every_example_is_shown_with_what_it_says_of_itself(tmp_path: Path) -> None:
+    shown = example_page()
+    assert all(f"## {path.stem}\n" in shown for path in (ROOT / "examples").glob("*.py"))
+    (tmp_path / "one.py").write_text(
+        '"""Shows this.\n\nIt is short.\n\n    python one.py\n"""\n\nprint(1)\n\nprint(2)\n'
+    )
+    one = example_page(tmp_path)
+    assert "Shows this.\n\nIt is short.\n\n    python one.py\n" in one
+    assert "    ```python\n    print(1)\n\n    print(2)\n    ```" in one
 
 
 def test_formulas_become_mathml_that_keeps_its_source() -> None:
