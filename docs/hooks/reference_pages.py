@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import typer
 
+from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.cli import app
 from raywgen.cli.settings import SCHEMAS
 from raywgen.config_help import Setting, describe
@@ -29,10 +30,20 @@ def reference_pages() -> dict[str, str]:
     return pages
 
 
-def with_networks(markdown: str) -> str:
-    """Returns a page with `{{ networks }}` replaced by a table of the networks that recipes name."""
-    rows = [f"| `{name}` | {_first_line(build)} |" for name, build in NETWORKS.items()]
-    return markdown.replace("{{ networks }}", "\n".join(["| name | what |", "|---|---|", *rows]))
+def with_lists(markdown: str, pages: Collection[str]) -> str:
+    """Returns a page with what it asks for written into it.
+
+    Args:
+        markdown: The page. `{{ networks }}` becomes a table of the networks that recipes name, and `{{ benchmarks }}`
+            one of the benchmarks of which no page shows a record.
+        pages: Names of the benchmarks that have a page.
+    """
+    networks = [f"| `{name}` | {_first_line(build)} |" for name, build in NETWORKS.items()]
+    modules = {name: importlib.import_module(place) for name, place in BENCHMARKS.items() if name not in pages}
+    benchmarks = [f"| `{name}` | {_first_line(module)} |" for name, module in modules.items()]
+    for place, head, rows in (("networks", "name", networks), ("benchmarks", "benchmark", benchmarks)):
+        markdown = markdown.replace(f"{{{{ {place} }}}}", "\n".join([f"| {head} | what |", "|---|---|", *rows]))
+    return markdown
 
 
 def with_reference(nav: list[Any]) -> list[Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from example_page import example_page
 from mathml import with_mathml
 from mkdocs.structure.files import File, Files
-from record_pages import with_records
-from reference_pages import reference_pages, with_networks, with_reference
+from record_pages import RESULTS, with_records
+from reference_pages import reference_pages, with_lists, with_reference
 
 _ROOT = Path(__file__).parents[2]
 # Files of the clone that are pages of the site, too.
@@ -33,8 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts the records of benchmarks and the shipped networks where a page asks for them."""
-    return with_networks(with_records(markdown))
+    """Puts records of benchmarks, and lists that the code gives, where a page asks for them."""
+    return with_lists(with_records(markdown), [path.stem for path in RESULTS.glob("*.md")])
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:

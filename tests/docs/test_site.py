@@ -9,7 +9,8 @@ import pytest
 import typer
 
 from docs.hooks.example_page import example_page
-from docs.hooks.reference_pages import reference_pages, with_networks, with_reference
+from docs.hooks.reference_pages import reference_pages, with_lists, with_reference
+from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.cli import app
 from raywgen.cli.settings import SCHEMAS
 from raywgen.config_help import describe
@@ -59,9 +60,15 @@ def test_generated_pages_are_in_the_table_of_contents(pages: dict[str, str]) -> 
 
 
 def test_networks_are_listed_where_a_page_asks_for_them() -> None:
-    shown = with_networks((DOCS / "extending/network.md").read_text())
+    shown = with_lists((DOCS / "extending/network.md").read_text(), [])
     assert all(f"| `{name}` | " in shown for name in NETWORKS)
     assert "|  |" not in shown
+
+
+def test_every_benchmark_has_a_page_or_is_listed_as_one_that_has_none() -> None:
+    pages = [path.stem for path in (DOCS / "results").glob("*.md")]
+    index = with_lists((DOCS / "results/index.md").read_text(), pages)
+    assert all(f"]({name}.md)" in index if name in pages else f"| `{name}` | " in index for name in BENCHMARKS)
 
 
 def test_every_example_is_shown_with_what_it_says_of_itself(tmp_path: Path) -> None:
