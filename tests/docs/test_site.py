@@ -14,6 +14,7 @@ from raywgen.benchmarks.run import BENCHMARKS
 from raywgen.cli import app
 from raywgen.cli.settings import SCHEMAS
 from raywgen.config_help import describe
+from raywgen.evaluation import rows
 from raywgen.generators import METHODS, method
 from raywgen.tasks.networks.registry import NETWORKS
 from raywgen.training import TrainConfig
@@ -57,6 +58,13 @@ def test_generated_pages_are_in_the_table_of_contents(pages: dict[str, str]) -> 
     nav = with_reference([{"Reference": [{"Configuration": ["reference/configuration/index.md"]}]}])
     shown = str(nav)
     assert all(place in shown for place in pages if place.startswith("reference/configuration/"))
+
+
+def test_every_row_of_the_ladder_is_explained() -> None:
+    page = (DOCS / "guides/evaluating.md").read_text()
+    names = [name.replace("{}", "N") for name, *_ in (*rows._LADDER, *rows._OTHERS)]
+    assert len(names) > 12
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def test_networks_are_listed_where_a_page_asks_for_them() -> None:
