@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from raywgen.corpus import Corpus
@@ -36,6 +37,7 @@ def tiny_encoder(folder: Path) -> str:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SIGNS, *FILLERS]
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)  # The same again where the program is run again.
     sizes: dict[str, Any] = {
         "hidden_size": 16,
         "num_hidden_layers": 2,
@@ -80,14 +82,11 @@ def make_zoo(root: Path, encoder: str, sentences: str, first_layer: int, num_ste
 def main(encoder: str = "", sentences: str = "", out: str = "runs/adapt-language-model", num_steps: int = 60) -> str:
     """Runs all steps into a folder, and returns the adapter's folder."""
     root, first_layer = Path(out), 5 if encoder else 1
-    root.mkdir(parents=True, exist_ok=True)
     encoder, sentences = encoder or tiny_encoder(root / "encoder"), sentences or few_words(root / "sentences.parquet")
     corpus = make_zoo(root, encoder, sentences, first_layer, num_steps)
-
     overrides = [f"corpus={corpus.location}", f"out={root / 'generator'}", "num_workers=0"]
     overrides += ["num_condition_samples=16", "num_query_samples=16", f"generator.task_loss.num_steps={num_steps}"]
     launch([load_train_config("hypernetwork", overrides)])
-
     table = pq.read_table(sentences, columns=["sentence", "label"])
     support = str(root / "question.parquet")
     pq.write_table(table.filter([label in (0, 1) for label in table["label"].to_pylist()]).slice(0, 400), support)

@@ -21,7 +21,11 @@ SPACE: dict[str, Any] = {
 FIXED: dict[str, Any] = {
     "zoo.networks": [[64, 14, 2]],
     "zoo.num_seen_tasks": 60,
+    "zoo.num_validation_tasks": 8,
+    "zoo.num_unseen_tasks": 2,
     "zoo.seeds_per_task": 1,
+    "zoo.num_steps": 240,
+    "zoo.checkpoint_steps": [240],
     "train.num_workers": 0,  # A trial trains in one process; Ray Tune runs several trials at once.
     "train.generator.task_loss.num_steps": 200,
 }

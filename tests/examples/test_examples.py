@@ -79,7 +79,7 @@ def test_a_language_model_is_adapted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_settings_are_searched_on_ray(tmp_path: Path) -> None:
-    small: dict[str, Any] = {"zoo.num_seen_tasks": 6, "zoo.num_validation_tasks": 2, "zoo.num_unseen_tasks": 2}
+    small: dict[str, Any] = {"zoo.num_seen_tasks": 4, "zoo.num_validation_tasks": 1, "zoo.num_unseen_tasks": 1}
     small |= {"zoo.num_steps": 20, "zoo.checkpoint_steps": [20], "train.generator.task_loss.num_steps": 8}
     result = tune_on_ray.main(str(tmp_path / "tune"), num_trials=2, fixed=small)
     assert len(result.rows) == 2
