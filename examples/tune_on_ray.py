@@ -2,7 +2,7 @@
 
 The generator is a hypernetwork on a small zoo of scikit-learn's digits. Trials are judged on validation tasks, weak
 ones are stopped early, and the best is trained to the end afterwards. It uses the Ray cluster that `RAY_ADDRESS` names,
-or starts one on this machine. It needs no download. It takes about MINUTES on two cores.
+or starts one on this machine. It needs no download. It takes minutes on two cores.
 
     python examples/tune_on_ray.py
 """
