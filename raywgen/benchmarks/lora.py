@@ -123,7 +123,8 @@ def _rows(
         if generators[name].reads_parts:
             rows |= {f"{name}_{reads}": unseen.written(generators[name], reads=reads) for reads in _PARTS}
     best = max(config.methods, key=lambda name: validation.written(generators[name]).percent)
-    rows["shuffled"] = unseen.written(generators[best], shift=config.draws)
+    if len(unseen.tasks) > config.draws:  # A single task has no other to be told.
+        rows["shuffled"] = unseen.written(generators[best], shift=config.draws)
     return rows, chosen | {"regression": strength, "shuffled": best}
 
 
