@@ -1,4 +1,4 @@
-"""What of a low-rank adapter is trained or written: both factors, B alone, or a small core between frozen factors.
+"""Forms of low-rank adapters: both factors are written, B alone, or a small core between frozen factors.
 
 Frozen factors are singular vectors of the frozen weight itself, so they need no memory and are the same everywhere
 (LoRA-XS, Bałazy et al., arXiv 2405.17604). They leave no freedom of gauge: two different adapters have different
