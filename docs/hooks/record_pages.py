@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
+_MOST_CELL = 400
 _PLACE = re.compile(r"^<!-- record ([\w.-]+) -->$(?:(?:(?!^<!-- record ).)*?^<!-- end -->$)?", re.MULTILINE | re.DOTALL)
 
 
@@ -82,7 +83,11 @@ def _origin(record: Mapping[str, Any], file: str) -> list[tuple[str, str]]:
 
 
 def _conditions(conditions: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _cell(value)) for name, value in conditions.items()]
+    """Returns the conditions that fit a table; results of each seed and the like stand in the file."""
+    cells = [(name, _cell(value)) for name, value in conditions.items()]
+    left_out = [name for name, cell in cells if len(cell) > _MOST_CELL]
+    shown = [(name, cell) for name, cell in cells if len(cell) <= _MOST_CELL]
+    return [*shown, ("in the file alone", ", ".join(left_out))] if left_out else shown
 
 
 def _cell(value: object) -> str:
