@@ -47,6 +47,8 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
 def rendered(record: Mapping[str, Any], file: str) -> str:
     """Returns the command, its tables, and how they were taken.
 
+    Figures that tables show in words are in the file alone.
+
     Args:
         record: The content of the file.
         file: Its name, for the link beside the table.
@@ -56,7 +58,7 @@ def rendered(record: Mapping[str, Any], file: str) -> str:
         if table["caption"]:
             parts.append(f"**{table['caption']}**")
         parts.append(_table(table["columns"], table["rows"], "record-figures"))
-    if record["figures"]:
+    if record["figures"] and not record.get("tables"):
         rows = [(f"`{name}`", number(value)) for name, value in record["figures"].items()]
         parts.append(_table(("figure", "value"), rows, "record-figures"))
     parts.append(_table(("taken", ""), [*_conditions(record["conditions"]), *_origin(record, file)], "record-origin"))
@@ -76,7 +78,7 @@ def _origin(record: Mapping[str, Any], file: str) -> list[tuple[str, str]]:
     else:
         gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ", no GPU"
         where = f"{machine['cpu']}, {machine['cores']} cores{gpus}; torch {machine['torch']}"
-        source = f"[{file}]({file}), as the benchmark wrote it"
+        source = f"[{file}]({file}), " + ("with all figures" if record.get("tables") else "as the benchmark wrote it")
     commit, changes = record["commit"].partition("+")[::2]
     shown = f"`{commit[:10]}`" + (" with changes" if changes else "") if commit else "not in a clone"
     return [("commit", shown), ("date", record["date"]), ("machine", where), ("file", source)]

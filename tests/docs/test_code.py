@@ -27,6 +27,7 @@ NOT_RUN = {
     'raywgen.train_zoo("digits", out=': "minutes; tests/test_surface.py calls these functions",
     'trained = raywgen.load("runs/mcdi")': "images of the reader's own",
     "AutoModel.from_pretrained(": "a model of the hub",
+    "AutoModelForSequenceClassification.from_pretrained(": "a model of the hub",
 }
 RUN = [block for block in PYTHON if not any(word in block.text for word in NOT_RUN)]
 

@@ -72,6 +72,20 @@ def test_transcribed_figures_stood_in_the_readme_of_their_commit() -> None:
         assert len(there) >= len(figures) / 2, (path.name, sorted(figures - there))
 
 
+def test_tables_beside_a_benchmark_s_own_figures_hold_these() -> None:
+    num = 0
+    for path in RECORDS:
+        record = content(path.stem)
+        for table in [] if record["transcribed"] else record.get("tables", ()):
+            places = [place for place, name in enumerate(table["columns"]) if re.match("accuracy|ms", name)]
+            shown = [row[place].partition(" ")[0] for row in table["rows"] for place in places if row[place]]
+            for cell in shown:
+                digits = len(cell.partition(".")[2])
+                assert cell in {f"{value:.{digits}f}" for value in record["figures"].values()}, (path.name, cell)
+            num += len(shown)
+    assert num > 40
+
+
 def test_a_record_as_a_benchmark_writes_it_becomes_a_table() -> None:
     record = {
         "benchmark": "plan",
@@ -90,6 +104,12 @@ def test_a_record_as_a_benchmark_writes_it_becomes_a_table() -> None:
     assert "a processor, 2 cores, no GPU; torch 2.6" in text
     assert "a \\| b" in text
     assert "'methods=[mcdi, lohp]'" in text
+    in_words = rendered(
+        record | {"tables": [{"caption": "", "columns": ["", "is"], "rows": [["a", "1.2"]]}]}, "plan.json"
+    )
+    assert "| a | 1.2 |" in in_words
+    assert "`ratio`" not in in_words
+    assert "as the benchmark wrote it" not in in_words
 
 
 def test_a_new_place_before_one_that_is_written_takes_nothing_from_it() -> None:
