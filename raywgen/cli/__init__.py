@@ -206,8 +206,11 @@ def export(
     `checkpoint=` names, and reads it tensor by tensor: it needs no GPU, and no memory for the whole generator. Averages
     of the parameters are used where a stage keeps them.
     """
+    from raywgen.out_folder import checked_out
     from raywgen.training.run_folder import check_is_run
 
+    for given in (override.removeprefix("out=") for override in overrides or [] if override.startswith("out=")):
+        checked_out(given, "generators/mine")
     check_is_run(run)
 
     from raywgen.training.export_run import ExportConfig, export_run

@@ -53,6 +53,7 @@ Trust = Annotated[
         "--trust",
         metavar="NAME",
         callback=_trust,
+        is_eager=True,  # What it says counts for the arguments that are looked at after it.
         help="A package, address or folder that data may name, such as mynets, hf:NAME or s3://bucket; may be "
         "repeated.",
     ),

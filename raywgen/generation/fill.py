@@ -17,8 +17,8 @@ from raywgen.generation.hub import push_bundle
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.modules import UnknownLayoutWarning, adapt_weights, check_known, check_module
 from raywgen.generation.statistics import with_new_statistics
+from raywgen.generation.stored_names import by_stored_names
 from raywgen.generators import Generator, Sampling
-from raywgen.nn.stored_names import by_stored_names
 from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
 from raywgen.tasks.preprocessing import InputForm

@@ -73,6 +73,8 @@ def test_what_cannot_be_trained_is_an_error_after_the_table() -> None:
 
 
 def test_help_teaches_what_a_plan_is_made_from() -> None:
-    done = CliRunner().invoke(app, ["plan", "--help"], terminal_width=200)
-    for text in ("gpu_memory", "price_per_node_hour", "measure=true", "layout=vit-l", "nearest settings that fit"):
-        assert text in done.output, text
+    short, whole = (CliRunner().invoke(app, ["plan", flag], terminal_width=200) for flag in ("--help", "--help-all"))
+    for text in ("gpu_memory", "price_per_node_hour", "measure=true", "layout=vit-l"):
+        assert text in short.output, text
+        assert text in whole.output, text
+    assert "nearest settings that fit" in whole.output

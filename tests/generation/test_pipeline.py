@@ -10,13 +10,25 @@ import raywgen
 ROOT = Path(raywgen.__file__).parent
 ORDER = {
     "generation": (
-        *("statistics", "best", "conditions", "judge", "fill", "loading"),
+        *("statistics", "best", "conditions", "judge", "modules", "stored_names", "hub", "fill", "loading"),
         *("adapt_config", "adapt_text", "adapt"),
-        *("config", "request", "plan", "worker", "executor"),
+        *("config", "request", "plan", "worker", "executor", "early"),
         *("network_files", "sink", "file_sink", "adapter_sink", "sinks", "generate"),
         *("stored_network", "file_statistics"),
     ),
-    "zoo": ("config", "draw", "plan", "execution", "measure", "stacks", "task_pool", "train", "replay", "describe"),
+    "zoo": (
+        "config",
+        "draw",
+        "meta_start",
+        "plan",
+        "execution",
+        "measure",
+        "stacks",
+        "task_pool",
+        "train",
+        "replay",
+        "describe",
+    ),
 }
 
 

@@ -69,8 +69,8 @@ class Hypernetwork(Generator[HypernetworkConfig]):
         )
         self.condition_summary = ConditionSummary(H)
         self.position = PositionEncoder(num_position_features(), H)
-        last = nn.Linear(2 * H, _CHUNK_LENGTH)
-        self.body = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, 2 * H), nn.GELU(), last)
+        first, last = nn.Linear(H, 2 * H), nn.Linear(2 * H, _CHUNK_LENGTH)
+        self.body = nn.Sequential(nn.LayerNorm(H), first, nn.GELU(), last)
         if config.from_base:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raywgen.generation.best import candidate_logits
-from raywgen.nn.stored_names import ByStoredNames, by_stored_names
+from raywgen.generation.stored_names import ByStoredNames, by_stored_names
 from raywgen.tasks.runnable import runnable
 from raywgen.weights import Layout
 
