@@ -14,7 +14,7 @@ from raywgen.trust import trusting
 
 @pytest.fixture(autouse=True)
 def _own_word() -> Iterator[None]:
-    with trusting("torch", "pathlib", "no.such"):
+    with trusting("torch", "pathlib", "no.such", "tests"):
         yield
 
 
