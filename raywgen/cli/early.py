@@ -32,6 +32,10 @@ def check_named(command: str, config: str | None, overrides: Sequence[str], keys
     is_plain = not overrides and (config is None or config in METHOD_NAMES)
     defaults = {setting.key: setting.default for setting in settings_of_command(command)} if is_plain else {}
     given = {**defaults, **_from_file(config), **parse_overrides(overrides)}
+    # The settings of a generator are those of its method.
+    known = {"generator", *(setting.key.partition(".")[0] for setting in settings_of_command(command))}
+    if not known.issuperset(key.partition(".")[0] for key in parse_overrides(overrides)):
+        return  # Only the command itself can say what was meant by such a key.
     if "out" in given and not _is_checked(command, str(given["out"] or "")):
         return
     for key in keys:

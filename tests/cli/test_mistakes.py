@@ -63,6 +63,14 @@ def test_a_mistake_names_its_remedy(arguments: str, said: str, monkeypatch: pyte
     assert said in refusal(*arguments.split())
 
 
+def test_a_misspelt_setting_is_named_before_a_missing_corpus() -> None:
+    for command in ("train igpg corpus=none sed=1", "evaluate corpus=none sed=1", "finetune corpus=none sed=1"):
+        done = CliRunner().invoke(app, command.split())
+        assert "unknown key 'sed'" in str(done.exception), command
+    done = CliRunner().invoke(app, ["train", "igpg", "corpus=none", "generator.prior.width=64"])
+    assert "holds no manifest.json" in str(done.exception)
+
+
 def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
