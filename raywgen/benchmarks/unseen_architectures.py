@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import mean, median
 from typing import Any
@@ -85,6 +86,7 @@ class UnseenArchitecturesConfig(TrainingConfig):
         rates: Learning rates of gradient training.
         steps: Numbers of its steps.
         poor_share: Share of the training steps of the generator that is deliberately poor.
+        distributed: Whether zoos are trained over Ray; in this process otherwise.
     """
 
     architectures: list[Any] = field(default_factory=_architectures)
@@ -98,6 +100,7 @@ class UnseenArchitecturesConfig(TrainingConfig):
     rates: list[float] = field(default_factory=lambda: [3e-3, 1e-2, 3e-2])
     steps: list[int] = field(default_factory=lambda: [10, 30, 100])
     poor_share: float = 0.05
+    distributed: bool = True
     num_workers: int = 0
     out: str = "runs/benchmarks/unseen-architectures"
 
@@ -158,8 +161,10 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
     own = [*config.zoo, f"seed={seed}"]
     starts_recipe = load_config(ZooConfig, SHIPPED / "zoo" / "digits-architectures.yaml", own)
     stored_recipe = load_config(ZooConfig, None, [*config.trained_zoo, f"seed={seed}"])
-    with ray_session():
-        starts, stored = trained_zoo(root, starts_recipe), trained_zoo(root, stored_recipe)
+    with ray_session() if config.distributed or config.num_workers else nullcontext():
+        starts, stored = (
+            trained_zoo(root, recipe, distributed=config.distributed) for recipe in (starts_recipe, stored_recipe)
+        )
         runs = trained_runs(config, root, starts, config.generators(seed), shot=0, seed=seed)
     generators = {name: load(folder, device="cpu").generator for name, folder in runs.items()}
     tasks, held = _tasks(starts, "unseen"), _tasks(starts, "validation")

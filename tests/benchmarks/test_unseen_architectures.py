@@ -65,6 +65,7 @@ def test_the_benchmark_on_two_architectures(tmp_path: Path) -> None:
         "rates=[0.01]",
         "steps=[10]",
         "best_of=2",
+        "distributed=false",
         f"out={tmp_path}",
     ]
     result = run(["unseen-architectures", *settings])
