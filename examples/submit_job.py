@@ -25,7 +25,9 @@ SMALL = ("generator.task_loss.num_steps=200", "num_workers=1")
 def main(address: str | None, settings: list[str]) -> str:
     """Sends the job, follows it to its end, and returns how it ended."""
     client = connect(address)
-    job = Job(name="train", arguments=["hypernetwork", *SMALL, *settings], working_dir=str(ROOT))
+    given = {setting.partition("=")[0] for setting in settings}
+    defaults = [setting for setting in SMALL if setting.partition("=")[0] not in given]
+    job = Job(name="train", arguments=["hypernetwork", *defaults, *settings], working_dir=str(ROOT))
     sent = submit(client, job)
     print(f"{sent.id}: {job.entrypoint()}")
     while not (status := client.get_job_status(sent.id)).is_terminal():
