@@ -16,8 +16,8 @@ from raywgen.generators import (
     OptimizerConfig,
     StageConfig,
 )
-from raywgen.generators.common.task_loss import task_loss
-from raywgen.generators.stage import Stage, StageLoss, StageNeeds
+from raywgen.generators.common.task_loss_stage import TaskLossStage
+from raywgen.generators.stage import Stage
 from raywgen.weights import KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
 
@@ -69,26 +69,13 @@ def _start(layout: Layout, normalizer: Normalizer) -> Tensor:
     return normalizer.normalise(normalizer.start_D.float().unsqueeze(0))[0].clone()
 
 
-class SharedNetworkStage(Stage):
-    """Minimises the tasks' loss of the one network on query samples."""
-
-    name = "task_loss"
+class SharedNetworkStage(TaskLossStage):
+    """Trains the one network for all tasks."""
 
     def __init__(self, generator: SharedNetwork) -> None:
-        super().__init__()
+        super().__init__(generator.config.task_loss)
         self.generator = generator
 
-    @property
-    def config(self) -> StageConfig:
-        """Returns the settings of the only stage."""
-        return self.generator.config.task_loss
-
-    @property
-    def needs(self) -> StageNeeds:
-        """The stage needs tasks, and whole networks to run."""
-        return StageNeeds()
-
-    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Returns the class-balanced cross-entropy on the query samples."""
-        loss_B, accuracy_B = task_loss(self.generator.network(batch.layout).expand(len(batch), -1), batch)
-        return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
+    def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
+        """Returns the network, once for each condition, `(B, D)`."""
+        return self.generator.network(batch.layout).expand(len(batch), -1)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.dropped import dropped_parts
-from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
+from raywgen.generators.common.task_loss_stage import TaskLossStage
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.settings import GeneratorConfig, StageConfig, check_condition_dropout
-from raywgen.generators.stage import Stage, StageLoss, StageNeeds
+from raywgen.generators.stage import Stage
 from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
@@ -103,35 +103,21 @@ class Hypernetwork(Generator[HypernetworkConfig]):
         return Generated(values_BD=values_BD, log_prob_B=None)
 
 
-class HypernetworkStage(Stage):
-    """Minimises the task's loss of the written networks on query samples."""
-
-    name = "task_loss"
+class HypernetworkStage(TaskLossStage):
+    """Trains the hypernetwork, a share of the networks without a part of their condition."""
 
     def __init__(self, generator: Hypernetwork) -> None:
-        super().__init__()
+        super().__init__(generator.config.task_loss, generator.config.statistics)
         self.generator = generator
-
-    @property
-    def config(self) -> StageConfig:
-        """Returns the settings of the only stage."""
-        return self.generator.config.task_loss
-
-    @property
-    def needs(self) -> StageNeeds:
-        """The stage needs tasks, and whole networks to run."""
-        return StageNeeds()
 
     @property
     def bytes_per_value(self) -> float:
         """Ten numbers are kept for each hidden unit of a chunk, as measured."""
-        return BYTES_PER_VALUE + 4 * 10 * self.generator.config.width / _CHUNK_LENGTH
+        return super().bytes_per_value + 4 * 10 * self.generator.config.width / _CHUNK_LENGTH
 
-    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Returns the class-balanced cross-entropy on the query samples."""
-        config, condition = self.generator.config, batch.condition
-        if self.training and config.condition_dropout > 0:
-            condition = replace(condition, is_dropped_B2=dropped_parts(noise, config.condition_dropout))
-        values_BD = self.generator.values(condition, batch.layout, self.generator.normalizer(batch.layout))
-        loss_B, accuracy_B = task_loss(values_BD, batch, statistics=config.statistics)
-        return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
+    def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
+        """Returns flat vectors `(B, D)`, differentiable in all parameters."""
+        share, condition = self.generator.config.condition_dropout, batch.condition
+        if self.training and share > 0:
+            condition = replace(condition, is_dropped_B2=dropped_parts(noise, share))
+        return self.generator.values(condition, batch.layout, self.generator.normalizer(batch.layout))

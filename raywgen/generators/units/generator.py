@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
+from raywgen.generators.common.task_loss_stage import TaskLossStage
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
-from raywgen.generators.settings import StageConfig
-from raywgen.generators.stage import Stage, StageLoss, StageNeeds
+from raywgen.generators.stage import Stage
 from raywgen.generators.units.config import UnitsConfig
 from raywgen.generators.units.samples import Activations
 from raywgen.generators.units.writer import UnitWriter
@@ -64,33 +63,13 @@ class Units(Generator[UnitsConfig]):
         return Generated(values_BD=values_BD, log_prob_B=None)
 
 
-class UnitsStage(Stage):
-    """Minimises the task's loss of the written networks on query samples."""
-
-    name = "task_loss"
+class UnitsStage(TaskLossStage):
+    """Trains the units, with noise on their codes."""
 
     def __init__(self, generator: Units) -> None:
-        super().__init__()
+        super().__init__(generator.config.task_loss, generator.config.statistics)
         self.generator = generator
 
-    @property
-    def config(self) -> StageConfig:
-        """Returns the settings of the only stage."""
-        return self.generator.config.task_loss
-
-    @property
-    def needs(self) -> StageNeeds:
-        """The stage needs tasks, and whole networks to run."""
-        return StageNeeds()
-
-    @property
-    def bytes_per_value(self) -> float:
-        """A value and its gradient; what is kept of units is small beside the values."""
-        return BYTES_PER_VALUE
-
-    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Returns the class-balanced cross-entropy on the query samples."""
-        generator = self.generator
-        values_BD = generator.values(batch.condition, batch.layout, noise, generator.config.code_noise)
-        loss_B, accuracy_B = task_loss(values_BD, batch, statistics=generator.config.statistics)
-        return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
+    def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
+        """Returns flat vectors `(B, D)`, differentiable in all parameters."""
+        return self.generator.values(batch.condition, batch.layout, noise, self.generator.config.code_noise)
