@@ -36,17 +36,18 @@ from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
-from raywgen.generation.best import generate_best
+from raywgen.generation.best import Best, generate_best
 from raywgen.generators import Generator, StageConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.units import UnitsConfig
 from raywgen.progress import Reporter
 from raywgen.tasks import FitConfig, FitData, Recorded, Task, build_network, build_task, draw_condition, fit
+from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.networks import network_name, network_recipe
 from raywgen.tasks.standing import standing
 from raywgen.training import load_train_config
 from raywgen.training.session import ray_session
-from raywgen.weights import KeyedNoise, Layout
+from raywgen.weights import Condition, KeyedNoise, Layout
 from raywgen.zoo import ZooConfig
 
 _HIDDEN = ([13], [15], [20], [24], [33], [13, 8], [15, 15], [20, 13], [24, 12], [33, 20], [13, 33], [20, 7])
@@ -131,19 +132,6 @@ class UnseenArchitecturesConfig(TrainingConfig):
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """Networks of one architecture, one for each task.
-
-    Attributes:
-        accuracy_T: Their balanced accuracy.
-        warned_T: Whether a user would be warned of each, by the labelled samples.
-    """
-
-    accuracy_T: Tensor
-    warned_T: Tensor
-
-
 def measure(config: UnseenArchitecturesConfig) -> tuple[dict[str, float], dict[str, Any]]:
     """Trains corpora and generators for every seed, then fills the architectures."""
     root = config.root()
@@ -168,6 +156,8 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
         runs = trained_runs(config, root, starts, config.generators(seed), shot=0, seed=seed)
     generators = {name: load(folder, device="cpu").generator for name, folder in runs.items()}
     tasks, held = _tasks(starts, "unseen"), _tasks(starts, "validation")
+    condition = _condition(config, tasks, seed)
+    linear = [left_out_accuracy(*one) for one in zip(condition.samples_BSF, condition.labels_BS, strict=True)]
     ratios: dict[str, dict[str, float]] = {}
     collapses: list[Tensor] = []
     ms: list[float] = []
@@ -177,23 +167,31 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
             unseen, validation = (_unseen(config, recipe, part, seed) for part in (tasks, held))
             assert unseen.layout.id not in starts.networks, f"{network_name(recipe)} is in the corpus; leave it out"
             trained_T = unseen.accuracy(unseen.originals_TD)
-            judged = {name: _generated(config, unseen, one, seed) for name, one in generators.items()}
-            judged["shuffled"] = _generated(config, _shuffled(unseen), generators["units"], seed, judges=unseen)
-            accuracy = {name: one.accuracy_T.mean() for name, one in judged.items()}
-            accuracy["nearest"] = _nearest(stored, stored_recipe, unseen, recipe).mean()
-            accuracy["gradient"] = torch.tensor(_gradient(config, unseen, validation))
+            accuracy: dict[str, Tensor] = {}
+            for name, generator in generators.items():
+                best = _generated(config, unseen, generator, seed)
+                accuracy[name] = unseen.accuracy(best.values_BD)
+                warned_T = _warned_of(best, unseen.condition, config.best_of, linear)
+                collapses.append(torch.stack([accuracy[name] < _COLLAPSED * trained_T, warned_T], dim=1))
+            shuffled = _generated(config, _shuffled(unseen), generators["units"], seed)
+            accuracy["shuffled"] = unseen.accuracy(shuffled.values_BD)
+            accuracy["nearest"] = _nearest(stored, stored_recipe, unseen)
+            accuracy["gradient"] = torch.tensor([_gradient(config, unseen, validation)])
             ratios[network_name(recipe)] = {
-                name: round(float(value / trained_T.mean()), 4) for name, value in accuracy.items()
+                name: round(float(value_T.mean() / trained_T.mean()), 4) for name, value_T in accuracy.items()
             }
-            collapses += [_collapses(judged[name], trained_T) for name in generators]
-            ms.append(_milliseconds(config, unseen, generators["units"], seed))
+            ms.append(_milliseconds(unseen, generators["units"], seed))
             bar.update(done + 1, len(config.architectures))
-    return _figures(config, ratios, torch.cat(collapses)) | {"ms_units": round(median(ms), 3)}, ratios
+    return _figures(ratios, torch.cat(collapses)) | {"ms_units": round(median(ms), 3)}, ratios
 
 
-def _figures(
-    config: UnseenArchitecturesConfig, ratios: Mapping[str, Mapping[str, float]], collapses_N2: Tensor
-) -> dict[str, float]:
+def _figures(ratios: Mapping[str, Mapping[str, float]], collapses_N2: Tensor) -> dict[str, float]:
+    """Returns means and worst cases of all rows, and of the units also for some groups of architectures.
+
+    Args:
+        ratios: Share of the accuracy of trained networks, by architecture and row.
+        collapses_N2: Whether each of N networks collapsed, and whether it was warned of, bool.
+    """
     groups = {"": lambda _: True, "mlp_": lambda name: name.startswith("mlp"), "cnn_": lambda name: name[:3] == "cnn"}
     groups["no_bias_"] = lambda name: "False" in name
     figures: dict[str, float] = {}
@@ -215,17 +213,21 @@ def _tasks(corpus: Corpus, split: str) -> list[Task]:
     return [build_task(task.recipe) for task in corpus.tasks.values() if task.split == split]
 
 
+def _condition(config: UnseenArchitecturesConfig, tasks: list[Task], seed: int) -> Condition:
+    noise = KeyedNoise(seed, torch.arange(len(tasks)), _CONDITION_STREAM)
+    return draw_condition(tasks, config.num_samples, noise)
+
+
 def _unseen(config: UnseenArchitecturesConfig, recipe: Mapping[str, Any], tasks: list[Task], seed: int) -> UnseenTasks:
     """Returns the tasks with their samples, and networks of an architecture that are trained on each."""
     torch.manual_seed(seed)
     module = build_network(recipe)
     layout = Layout.from_state_dict(module.state_dict())
-    noise = KeyedNoise(seed, torch.arange(len(tasks)), _CONDITION_STREAM)
     return UnseenTasks(
         layout=layout,
         module=module.eval(),
         tasks=tasks,
-        condition=draw_condition(tasks, config.num_samples, noise),
+        condition=_condition(config, tasks, seed),
         originals_TD=_trained(recipe, layout, tasks, seed),
     )
 
@@ -249,16 +251,9 @@ def _shuffled(unseen: UnseenTasks) -> UnseenTasks:
     return replace(unseen, condition=unseen.condition.take(torch.arange(len(unseen.tasks)).roll(-1)))
 
 
-def _generated(
-    config: UnseenArchitecturesConfig,
-    told: UnseenTasks,
-    generator: Generator,
-    seed: int,
-    judges: UnseenTasks | None = None,
-) -> Judged:
-    """Generates the best of some networks for what is told, and judges them on the tasks."""
-    unseen = judges or told
-    best = generate_best(
+def _generated(config: UnseenArchitecturesConfig, told: UnseenTasks, generator: Generator, seed: int) -> Best:
+    """Generates networks for what is told, the best of some for each task."""
+    return generate_best(
         generator,
         told.condition,
         told.layout,
@@ -268,21 +263,15 @@ def _generated(
         seed=seed,
         normalizer=generator.estimate_normalizer(told.layout, told.layout.flatten(told.module.state_dict())),
     )
-    warned = [
-        standing(logits_SC, labels_S, config.best_of, samples_SF).is_doubtful
-        for logits_SC, samples_SF, labels_S in zip(
-            best.logits_BSC, told.condition.samples_BSF, told.condition.labels_BS, strict=True
-        )
-    ]
-    return Judged(accuracy_T=unseen.accuracy(best.values_BD), warned_T=torch.tensor(warned))
 
 
-def _collapses(judged: Judged, trained_T: Tensor) -> Tensor:
-    """Returns for each network whether it collapsed, and whether it was warned of, bool `(T, 2)`."""
-    return torch.stack([judged.accuracy_T < _COLLAPSED * trained_T, judged.warned_T], dim=1)
+def _warned_of(best: Best, condition: Condition, best_of: int, linear: Sequence[float]) -> Tensor:
+    """Returns for each network whether its user would be warned of it, bool `(T,)`."""
+    each = zip(best.logits_BSC, condition.labels_BS, linear, strict=True)
+    return torch.tensor([standing(logits_SC, labels_S, best_of, one).is_doubtful for logits_SC, labels_S, one in each])
 
 
-def _nearest(stored: Corpus, zoo: ZooConfig, unseen: UnseenTasks, recipe: Mapping[str, Any]) -> Tensor:
+def _nearest(stored: Corpus, zoo: ZooConfig, unseen: UnseenTasks) -> Tensor:
     """Returns the accuracy `(T,)` of the stored networks, of the layout nearest in size, that fit the samples best."""
     size = unseen.layout.num_values
     layout_id = min(stored.networks, key=lambda key: abs(stored.networks[key].layout.num_values - size))
@@ -300,9 +289,9 @@ def _gradient(config: UnseenArchitecturesConfig, unseen: UnseenTasks, validation
     return fitted(unseen, start_D, [rate], [steps]).percent[rate, steps] / 100
 
 
-def _milliseconds(config: UnseenArchitecturesConfig, unseen: UnseenTasks, generator: Generator, seed: int) -> float:
+def _milliseconds(unseen: UnseenTasks, generator: Generator, seed: int) -> float:
     """Returns the milliseconds in which one network is written, the median of some."""
-    taken: Sequence[float] = []
+    taken: list[float] = []
     for _ in range(_NUM_TIMED):
         begin = time.perf_counter()
         generate_best(
@@ -315,5 +304,5 @@ def _milliseconds(config: UnseenArchitecturesConfig, unseen: UnseenTasks, genera
             seed=seed,
             normalizer=generator.estimate_normalizer(unseen.layout, unseen.originals_TD[0]),
         )
-        taken = [*taken, _MILLISECONDS * (time.perf_counter() - begin)]
+        taken.append(_MILLISECONDS * (time.perf_counter() - begin))
     return median(taken)

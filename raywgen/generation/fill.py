@@ -21,6 +21,7 @@ from raywgen.generation.stored_names import by_stored_names
 from raywgen.generators import Generator, Sampling
 from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
+from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.preprocessing import InputForm
 from raywgen.tasks.runnable import runnable
 from raywgen.tasks.sentence_form import SentenceForm
@@ -312,7 +313,9 @@ class TrainedGenerator:
                 **drawn,
             )
             values_D, log_prob = best.values_BD[0], _first_of(best.log_prob_B)
-            on_samples = standing(best.logits_BSC[0], examples.labels, num, samples_SF)
+            on_samples = standing(
+                best.logits_BSC[0], examples.labels, num, left_out_accuracy(samples_SF, examples.labels)
+            )
         if normalizer is not None:
             self.warn(layout)
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)

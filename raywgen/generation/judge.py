@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raywgen.generation.best import candidate_logits
 from raywgen.generators import Generator
+from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.standing import Standing, standing
 from raywgen.weights import Layout
 
@@ -29,7 +30,7 @@ def judge(module: nn.Module, layout: Layout, values_D: Tensor, samples_SF: Tenso
         labels_S: Their classes.
     """
     logits_1SC = candidate_logits(module, layout, values_D.unsqueeze(0), samples_SF.unsqueeze(0))
-    return standing(logits_1SC[0], labels_S, samples_SF=samples_SF)
+    return standing(logits_1SC[0], labels_S, linear=left_out_accuracy(samples_SF, labels_S))
 
 
 def remedies(generator: Generator, best_of: int | None, *, is_known: bool, adapted: bool = False) -> str:

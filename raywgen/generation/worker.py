@@ -19,6 +19,7 @@ from raywgen.generation.statistics import some_inputs
 from raywgen.nn.memory import free_memory, gib
 from raywgen.tasks import balanced_accuracy, build_task, stacked_logits
 from raywgen.tasks.fitted_head import with_fitted_heads
+from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.networks.text_adapter import has_fitted_head
 from raywgen.tasks.standing import Standing, standing
 from raywgen.weights import Layout, Normalizer
@@ -41,6 +42,7 @@ class Worker:
         self._trained = trained
         self._fresh: tuple[int, nn.Module] | None = None
         self._normalizers: dict[int, Normalizer | None] = {}
+        self._linear_by_task: dict[int, float] = {}
 
     @torch.no_grad()
     def run(self, item: WorkItem, kept: Mapping[str, Tensor] | None = None) -> WorkResult:
@@ -86,9 +88,9 @@ class Worker:
             module = self._module(item.network)
             unlabelled = [self._unlabelled(task) for task in task_R.tolist()] if plan.num_unlabelled else None
             best = generate_best(*arguments, module, best_of=request.best_of, unlabelled=unlabelled, **kwargs)
-            num, is_fitted = request.best_of, has_fitted_head(network.recipe)
-            known = zip(best.logits_BSC, condition.labels_BS, condition.samples_BSF, strict=True)
-            found = [standing(logits, labels, num, None if is_fitted else samples) for logits, labels, samples in known]
+            linear = [None if has_fitted_head(network.recipe) else self._linear(task) for task in task_R.tolist()]
+            judged = zip(best.logits_BSC, condition.labels_BS, linear, strict=True)
+            found = [standing(logits, labels, request.best_of, one) for logits, labels, one in judged]
             rows = [_with_scores(*row) for row in zip(rows, found, best.loss_B.tolist(), strict=True)]
             accuracies = self._test_accuracies(best.values_BD, task_R, network.layout, module)
             rows = [replace(row, test_accuracy=accuracy) for row, accuracy in zip(rows, accuracies, strict=True)]
@@ -137,6 +139,13 @@ class Worker:
         if self._fresh is None or self._fresh[0] != index:
             self._fresh = index, fresh_module(self._plan.request.networks[index], self._plan.seed)
         return self._fresh[1]
+
+    def _linear(self, task: int) -> float:
+        """Returns what a linear classifier of a task's samples reaches, measured once for all its networks."""
+        if task not in self._linear_by_task:
+            condition = self._plan.request.condition
+            self._linear_by_task[task] = left_out_accuracy(condition.samples_BSF[task], condition.labels_BS[task])
+        return self._linear_by_task[task]
 
     def _unlabelled(self, index: int) -> Tensor:
         """Returns inputs of a task; for one of the user's own those of the labelled samples."""

@@ -11,7 +11,6 @@ import torch
 from scipy.stats import random_table
 from torch import Tensor
 
-from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy
 
 BETTER, WORSE = "better than chance", "worse than chance"
@@ -84,14 +83,14 @@ class Standing:
         )
 
 
-def standing(logits_SC: Tensor, labels_S: Tensor, best_of: int = 1, samples_SF: Tensor | None = None) -> Standing:
+def standing(logits_SC: Tensor, labels_S: Tensor, best_of: int = 1, linear: float | None = None) -> Standing:
     """Judges one network by its outputs.
 
     Args:
         logits_SC: Outputs.
         labels_S: Classes, int64.
         best_of: Number of networks that it was chosen from by these samples.
-        samples_SF: The samples, for a linear classifier to compare with; none by default.
+        linear: What a linear classifier reaches, as `left_out_accuracy` measures it; None where it was not measured.
     """
     answers_S = logits_SC.argmax(dim=-1)
     present_C, rows_S = labels_S.unique(return_inverse=True)
@@ -116,7 +115,7 @@ def standing(logits_SC: Tensor, labels_S: Tensor, best_of: int = 1, samples_SF: 
         p_above=min(1.0, p_above * best_of),
         p_below=p_below,
         can_tell=p_perfect * best_of < _LEVEL,
-        linear=None if samples_SF is None else left_out_accuracy(samples_SF, labels_S),
+        linear=linear,
     )
 
 

@@ -39,7 +39,7 @@ def test_figures_are_means_and_worsts_and_shares_of_networks() -> None:
     }
     # Three of four that collapsed were warned of, and one of five that did not.
     collapses = [(True, True)] * 3 + [(True, False)] + [(False, True)] + [(False, False)] * 4
-    figures = _figures(UnseenArchitecturesConfig(), ratios, torch.tensor(collapses))
+    figures = _figures(ratios, torch.tensor(collapses))
     assert figures["mean_ratio"] == pytest.approx(0.7)
     assert figures["worst_ratio"] == 0.4
     assert (figures["mlp_mean_ratio"], figures["mlp_worst_ratio"]) == (pytest.approx(0.85), 0.7)

@@ -16,6 +16,7 @@ from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import BundleError, save_bundle
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_cross_entropy
+from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.standing import Standing, standing
 from raywgen.weights import KeyedNoise, Layout
 from tests.builders import DEEP, NUM_FEATURES, SMALL, condition, igpg, network
@@ -127,17 +128,17 @@ def test_a_report_says_what_the_network_does_as_the_best_of_so_many(
     budgets: list[int] = []
 
     def noted(
-        logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1, samples_SF: torch.Tensor | None = None
+        logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1, linear: float | None = None
     ) -> Standing:
         budgets.append(best_of)
-        return standing(logits_SC, labels_S, best_of, samples_SF)
+        return standing(logits_SC, labels_S, best_of, linear)
 
     monkeypatch.setattr("raywgen.generation.fill.standing", noted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         filled = trained.fill_with_report(network(widths), instruction=ASK, data=examples(), best_of=5)
     x, labels = examples()
-    found = standing(filled.module(x).detach(), labels, 5, x)
+    found = standing(filled.module(x).detach(), labels, 5, left_out_accuracy(x, labels))
     assert filled.on_samples is not None
     assert asdict(filled.on_samples) == pytest.approx(asdict(found), rel=1e-5)
     assert budgets == [5]

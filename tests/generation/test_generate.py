@@ -81,10 +81,10 @@ def test_what_is_said_of_chance_knows_how_many_networks_were_tried(
     budgets: list[int] = []
 
     def noted(
-        logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1, samples_SF: torch.Tensor | None = None
+        logits_SC: torch.Tensor, labels_S: torch.Tensor, best_of: int = 1, linear: float | None = None
     ) -> Standing:
         budgets.append(best_of)
-        return standing(logits_SC, labels_S, best_of, samples_SF)
+        return standing(logits_SC, labels_S, best_of, linear)
 
     monkeypatch.setattr("raywgen.generation.worker.standing", noted)
     generate(config(zoo_corpus, bundle, tmp_path, limit=1))

@@ -94,11 +94,10 @@ def test_what_is_not_finite_has_an_infinite_loss() -> None:
 
 def test_a_network_worse_than_a_linear_classifier_of_the_samples_is_doubtful() -> None:
     labels = torch.tensor([0, 1] * 16)
-    separable = (2.0 * labels - 1).unsqueeze(1) + 0.01 * torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
     most = labels.clone()
     most[:4] = 1 - most[:4]
-    alone, beside = standing(answers(most.tolist()), labels), standing(answers(most.tolist()), labels, 1, separable)
-    assert (alone.verdict, alone.linear) == (BETTER, None)
+    given = answers(most.tolist())
+    assert (standing(given, labels).verdict, standing(given, labels, linear=28 / 32).verdict) == (BETTER, BETTER)
+    beside = standing(given, labels, linear=1.0)
     assert (beside.verdict, beside.linear, beside.is_doubtful) == (WEAK, 1.0, True)
     assert "a linear classifier of the other samples 1.00" in beside.sentence()
-    assert standing(answers(labels.tolist()), labels, 1, separable).verdict == BETTER
