@@ -7,13 +7,13 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from raywgen.cli.cluster import app as cluster_app
 from raywgen.cli.corpus_encode import app as corpus_app
 from raywgen.cli.early import check_corpus, check_named
 from raywgen.cli.encoder import app as encoder_app
+from raywgen.cli.failures import is_one_line, line_of, print_aside, print_warning
 from raywgen.cli.job import app as job_app
 from raywgen.cli.job import run_status_command
 from raywgen.cli.plan import plan
@@ -35,7 +35,7 @@ from raywgen.cli.settings import (
 )
 from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
-from raywgen.config import ConfigError, given_once, load_config
+from raywgen.config import given_once, load_config
 from raywgen.progress import Reporter, plain
 from raywgen.stops import Stopped, stop_signals
 from raywgen.trust import beside, named_in, trusting
@@ -73,29 +73,23 @@ def raywgen(
     """Train generators of neural-network weights on a Ray cluster, and put them to use."""
 
 
-# What torch says where the memory of the host is used up.
-_NO_MEMORY = "can't allocate memory"
-
-
 def main() -> None:
     """Runs the command. A user's mistake gives one line and exit status 1; a signal one line and its own status."""
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = print_warning
     try:
         # `module:Class` may name a file in the current folder.
         with stop_signals(), beside(os.getcwd()):
             app(prog_name="raywgen")
     except Stopped as stopped:
-        Console(stderr=True, emoji=False).print(f"[bold]{plain(str(stopped))}[/bold]", highlight=False, soft_wrap=True)
+        print_aside(f"[bold]{plain(str(stopped))}[/bold]")
         sys.exit(stopped.code)
     except Exception as error:
-        known = (ValueError, KeyError, OSError, RuntimeError, MemoryError)
-        if not isinstance(error, known) and not _is_rays(error):
+        if not is_one_line(error):
             raise
-        console = Console(stderr=True, emoji=False)
-        console.print(f"[bold red]error:[/bold red] {plain(_message(error))}", highlight=False, soft_wrap=True)
+        print_aside(f"[bold red]error:[/bold red] {plain(line_of(error))}")
         sys.exit(1)
 
 
@@ -206,13 +200,6 @@ def export(
     `checkpoint=` names, and reads it tensor by tensor: it needs no GPU, and no memory for the whole generator. Averages
     of the parameters are used where a stage keeps them.
     """
-    from raywgen.out_folder import checked_out
-    from raywgen.training.run_folder import check_is_run
-
-    for given in (override.removeprefix("out=") for override in overrides or [] if override.startswith("out=")):
-        checked_out(given, "generators/mine")
-    check_is_run(run)
-
     from raywgen.training.export_run import ExportConfig, export_run
 
     folder = export_run(run, load_config(ExportConfig, None, overrides or []))
@@ -370,32 +357,3 @@ def report(
 app.command("status")(run_status_command)
 app.command(cls=SettingsCommand)(plan)
 app.command(cls=SettingsCommand)(tune)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    """Prints a warning in one line, without the place in raywgen's own code."""
-    console = Console(stderr=True, emoji=False)
-    console.print(f"[yellow]{category.__name__}:[/yellow] {plain(str(message))}", highlight=False, soft_wrap=True)
-
-
-def _is_rays(error: Exception) -> bool:
-    """Whether Ray itself raised the error, and not our own code in one of its workers."""
-    exceptions = sys.modules.get("ray.exceptions")
-    return (
-        exceptions is not None
-        and isinstance(error, exceptions.RayError)
-        and not isinstance(error, exceptions.RayTaskError)
-    )
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and not isinstance(error, ConfigError):
-        reason = str(error.strerror or error)
-        return reason if error.filename is None else f"{error.filename}: {reason}"
-    if isinstance(error, MemoryError) or (type(error) is RuntimeError and _NO_MEMORY in str(error)):
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        return (
-            f"this machine has no memory left ({reason}); end other programs, give smaller batches or windows, or see "
-            "by `raywgen plan` what a run needs"
-        )
-    return str(error.args[0]) if error.args else str(error)
