@@ -37,17 +37,26 @@ class Facts:
     variance_BX: Tensor
     class_BCX: Tensor
 
+    def directions(self) -> Tensor:
+        """Returns the class differences `(B, C, X)`, each scaled to unit size over the values."""
+        size_BC1 = self.class_BCX.square().mean(dim=2, keepdim=True).sqrt()
+        return self.class_BCX / torch.maximum(size_BC1, self._least())
+
+    def _least(self) -> Tensor:
+        """Returns `(B, 1, 1)`, below which a difference is rounding: a hundredth of the samples' spread.
+
+        There are no larger ones where, for instance, all samples have one label.
+        """
+        return 0.01 * self.variance_BX.sqrt().mean(dim=1)[:, None, None] + _LEAST
+
     def features(self) -> Tensor:
         """Returns numbers of about unit size for each value, `(B, X, 2 + 2 C)`; means are relative to one another."""
         spread_BX = self.variance_BX.sqrt()
-        size_BC1 = self.class_BCX.square().mean(dim=2, keepdim=True).sqrt()
-        # A mean below a hundredth of the samples' spread is rounding, for instance if all samples have one label.
-        least_B11 = 0.01 * spread_BX.mean(dim=1)[:, None, None] + _LEAST
-        contrast_BCX = self.class_BCX / (spread_BX + least_B11[:, 0]).unsqueeze(1)
+        contrast_BCX = self.class_BCX / (spread_BX.unsqueeze(1) + self._least())
         parts = [
             _standardised(self.mean_BX).unsqueeze(-1),
             _standardised(spread_BX).unsqueeze(-1),
-            (self.class_BCX / torch.maximum(size_BC1, least_B11)).mT,
+            self.directions().mT,
             contrast_BCX.clamp(-_MOST_CONTRAST, _MOST_CONTRAST).mT,
         ]
         return torch.cat(parts, dim=-1)
@@ -120,7 +129,10 @@ class Activations:
         return replace(self, values_BSnP=values_BSRP, grid=(found.shape[2], found.shape[3]))
 
     def rectified(self, shift_Bn: Tensor | None, is_normalised: bool) -> Activations:
-        """Returns the values after a normalisation, if any, a shift, and rectification."""
+        """Returns the values after a normalisation, if any, a shift, and rectification.
+
+        A normalisation is taken for one without a scale and shift of its own, which it hardly has at first.
+        """
         values_BSnP = self.values_BSnP
         if is_normalised:
             facts = self.facts()

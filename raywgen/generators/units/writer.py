@@ -104,7 +104,7 @@ class UnitWriter(nn.Module):
         units = unit_layout(layout)
         roles = self._all_roles(units, task_BH, support, noise, code_noise)
         written: dict[str, Tensor] = {}
-        seen: dict[int, Activations | None] = {0: support if layout.num_values <= _MOST_FOLLOWED else None}
+        seen = {0: support} if layout.num_values <= _MOST_FOLLOWED else {}
         shift_Bn: dict[int, Tensor] = {}
         for tensor in units.tensors:
             if tensor.axis_in is None:
@@ -116,9 +116,11 @@ class UnitWriter(nn.Module):
             bias_Bn = _BIAS_SCALE * roles[tensor.axis_out].scalar["bias"] if axis.has_bias else None
             if mean_Bn is not None and bias_Bn is not None:
                 shift_Bn[tensor.axis_out] = bias_Bn = bias_Bn + mean_Bn
-            with torch.no_grad():
-                made = None if given is None else given.through(rows_BnX, tensor.grid if tensor.is_kernel else None)
-                seen[tensor.axis_out] = None if made is None else made.rectified(bias_Bn, axis.has_norm)
+            if given is not None and tensor.axis_out != units.output:
+                with torch.no_grad():
+                    made = given.through(rows_BnX, tensor.grid if tensor.is_kernel else None)
+                    # A normalisation takes the bias before it away again.
+                    seen[tensor.axis_out] = made.rectified(None if axis.has_norm else bias_Bn, axis.has_norm)
         for tensor in units.tensors:
             if tensor.axis_in is None:
                 values_Bn = _vector(tensor, roles[tensor.axis_out].scalar, shift_Bn.get(tensor.axis_out))
@@ -165,10 +167,7 @@ class UnitWriter(nn.Module):
 
     def _outputs(self, num_units: int, support: Activations) -> Tensor:
         """Returns what the samples say of each class `(B, n, H)`; nothing of outputs beyond the known classes."""
-        facts = support.facts()
-        size_BC1 = facts.class_BCX.square().mean(dim=2, keepdim=True).sqrt()
-        least_B11 = 0.01 * facts.variance_BX.mean(dim=1).sqrt()[:, None, None] + _LEAST
-        x_BCH = self.output_facts(facts.class_BCX / torch.maximum(size_BC1, least_B11))[:, :num_units]
+        x_BCH = self.output_facts(support.facts().directions())[:, :num_units]
         return nn.functional.pad(x_BCH, (0, 0, 0, num_units - x_BCH.shape[1]))
 
     def _columns(self, unit_BnH: Tensor, tensor: UnitTensor, facts: Facts | None) -> Tensor:
