@@ -11,7 +11,8 @@ the task itself, mean over tasks: its mean over architectures, and its worst. Th
                    samples; it has an architecture of its own
     gradient       trained from a random start on the same samples; rate and steps are chosen on validation tasks
 
-All choose among equally many candidates by the same 64 labelled samples. Whether a user would be told of a failure is
+Generated networks are the best of equally many by the same 64 labelled samples; the nearest one is chosen among all
+that are stored, and gradient training has one start. Whether a user would be told of a failure is
 measured on good and deliberately poor networks together: `collapse_recall` is the share of networks below 0.8 of a
 trained one that were warned of, `false_alarms` the share of all others that were.
 
@@ -115,7 +116,7 @@ class UnseenArchitecturesConfig(TrainingConfig):
                 "of at least 1, and a share between 0 and 1"
             )
 
-    def generators(self, seed: int) -> Chosen:
+    def generators(self) -> Chosen:
         """Returns the generators, each trained on the starts."""
         given = [f"generator.{override}" for override in self.units]
         config = load_train_config(str(SHIPPED / "units" / "digits-architectures.yaml"), given).generator
@@ -153,8 +154,9 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
         starts, stored = (
             trained_zoo(root, recipe, distributed=config.distributed) for recipe in (starts_recipe, stored_recipe)
         )
-        runs = trained_runs(config, root, starts, config.generators(seed), shot=0, seed=seed)
+        runs = trained_runs(config, root, starts, config.generators(), shot=0, seed=seed)
     generators = {name: load(folder, device="cpu").generator for name, folder in runs.items()}
+    _check_tasks(starts, stored)
     tasks, held = _tasks(starts, "unseen"), _tasks(starts, "validation")
     condition = _condition(config, tasks, seed)
     linear = [left_out_accuracy(*one) for one in zip(condition.samples_BSF, condition.labels_BS, strict=True)]
@@ -164,7 +166,8 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
     with Reporter().step("judge", f"{len(config.architectures)} architectures") as bar:
         for done, architecture in enumerate(config.architectures):
             recipe = network_recipe(architecture)
-            unseen, validation = (_unseen(config, recipe, part, seed) for part in (tasks, held))
+            unseen, validation = (_with_samples(config, recipe, part, seed) for part in (tasks, held))
+            unseen = replace(unseen, originals_TD=_trained(recipe, unseen.layout, tasks, stored_recipe.fits()[0], seed))
             assert unseen.layout.id not in starts.networks, f"{network_name(recipe)} is in the corpus; leave it out"
             trained_T = unseen.accuracy(unseen.originals_TD)
             accuracy: dict[str, Tensor] = {}
@@ -209,6 +212,19 @@ def _figures(ratios: Mapping[str, Mapping[str, float]], collapses_N2: Tensor) ->
     return figures
 
 
+def _check_tasks(starts: Corpus, stored: Corpus) -> None:
+    """Refuses zoos of which one was trained on what the other holds out.
+
+    Raises:
+        ValueError: A task is unseen in one, and seen in the other.
+    """
+    unseen = {task.task_id for task in starts.tasks.values() if task.split == "unseen"}
+    if known := sorted(unseen & {task.task_id for task in stored.tasks.values() if task.split == "seen"}):
+        raise ValueError(
+            f"trained_zoo is trained on {known[0]}, which zoo holds out; give both the same numbers of tasks"
+        )
+
+
 def _tasks(corpus: Corpus, split: str) -> list[Task]:
     return [build_task(task.recipe) for task in corpus.tasks.values() if task.split == split]
 
@@ -218,8 +234,10 @@ def _condition(config: UnseenArchitecturesConfig, tasks: list[Task], seed: int) 
     return draw_condition(tasks, config.num_samples, noise)
 
 
-def _unseen(config: UnseenArchitecturesConfig, recipe: Mapping[str, Any], tasks: list[Task], seed: int) -> UnseenTasks:
-    """Returns the tasks with their samples, and networks of an architecture that are trained on each."""
+def _with_samples(
+    config: UnseenArchitecturesConfig, recipe: Mapping[str, Any], tasks: list[Task], seed: int
+) -> UnseenTasks:
+    """Returns the tasks with their samples for networks of an architecture, of which none is trained yet."""
     torch.manual_seed(seed)
     module = build_network(recipe)
     layout = Layout.from_state_dict(module.state_dict())
@@ -228,12 +246,12 @@ def _unseen(config: UnseenArchitecturesConfig, recipe: Mapping[str, Any], tasks:
         module=module.eval(),
         tasks=tasks,
         condition=_condition(config, tasks, seed),
-        originals_TD=_trained(recipe, layout, tasks, seed),
+        originals_TD=torch.empty(0, layout.num_values),
     )
 
 
-def _trained(recipe: Mapping[str, Any], layout: Layout, tasks: list[Task], seed: int) -> Tensor:
-    """Trains a network on each task as the zoo does, each from a start of its own."""
+def _trained(recipe: Mapping[str, Any], layout: Layout, tasks: list[Task], config: FitConfig, seed: int) -> Tensor:
+    """Trains a network on each task as the zoo of trained ones does, each from a start of its own."""
     num = len(tasks)
     states = []
     for index in range(num):
@@ -241,7 +259,6 @@ def _trained(recipe: Mapping[str, Any], layout: Layout, tasks: list[Task], seed:
         states.append(build_network(recipe).state_dict())
     start = Recorded(step=0, state_N={name: torch.stack([state[name] for state in states]) for name in states[0]})
     data = FitData.joined([task.train_inputs for task in tasks], torch.stack([task.train_y_S for task in tasks]))
-    config = FitConfig(learning_rate=ZooConfig().learning_rate, num_steps=ZooConfig().num_steps)
     (last,) = fit(build_network(recipe), start, data, config, order_seeds=range(num), record_steps=[config.num_steps])
     return torch.stack([layout.flatten({key: value[n] for key, value in last.state_N.items()}) for n in range(num)])
 
@@ -290,7 +307,7 @@ def _gradient(config: UnseenArchitecturesConfig, unseen: UnseenTasks, validation
 
 
 def _milliseconds(unseen: UnseenTasks, generator: Generator, seed: int) -> float:
-    """Returns the milliseconds in which one network is written, the median of some."""
+    """Returns the milliseconds in which one network is written and judged on the samples, the median of some."""
     taken: list[float] = []
     for _ in range(_NUM_TIMED):
         begin = time.perf_counter()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from raywgen.benchmarks.run import run
-from raywgen.benchmarks.unseen_architectures import UnseenArchitecturesConfig, _figures
+from raywgen.benchmarks.unseen_architectures import UnseenArchitecturesConfig, _check_tasks, _figures
 from raywgen.config import SHIPPED, load_config
+from raywgen.corpus import Corpus
 from raywgen.tasks import build_network
 from raywgen.tasks.networks import network_recipe
 from raywgen.weights import Layout
@@ -52,6 +55,13 @@ def test_figures_are_means_and_worsts_and_shares_of_networks() -> None:
 def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         UnseenArchitecturesConfig(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_zoo_that_was_trained_on_what_the_other_holds_out_is_refused(zoo_corpus: Corpus) -> None:
+    _check_tasks(zoo_corpus, zoo_corpus)
+    other = {key: replace(task, split="seen") for key, task in zoo_corpus.tasks.items()}
+    with pytest.raises(ValueError, match=r"trained_zoo is trained on digits/.*the same numbers of tasks"):
+        _check_tasks(zoo_corpus, SimpleNamespace(tasks=other))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow
