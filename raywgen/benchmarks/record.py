@@ -57,18 +57,19 @@ def record_file(path: str, name: str) -> Path:
     return file
 
 
-def write_record(result: Mapping[str, Any], arguments: Sequence[str], file: Path) -> None:
+def write_record(result: Mapping[str, Any], arguments: Sequence[str], file: Path, code: str) -> None:
     """Writes a result with its commit, date, machine and command.
 
     Args:
         result: What `raywgen.benchmarks.run.run` returned.
         arguments: Those of the command, without `record=`.
         file: As `record_file` returned it.
+        code: What `commit` returned before the benchmark began.
     """
     content = {
         "benchmark": result["benchmark"],
         "command": shlex.join(["python", "jobs/benchmark.py", *arguments]),
-        "commit": commit(),
+        "commit": code,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
         "transcribed": False,
@@ -78,10 +79,13 @@ def write_record(result: Mapping[str, Any], arguments: Sequence[str], file: Path
     write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def commit() -> str:
+def commit(records: Path) -> str:
     """Returns the commit of the clone that this package lies in, `+changes` behind it where files differ from it.
 
-    It is empty where the package lies in no clone.
+    It is empty where the package lies in no clone. A benchmark that runs for hours must ask for it when it begins.
+
+    Args:
+        records: A folder whose files are no part of the code.
     """
     root = Path(__file__).parents[2]
 
@@ -92,7 +96,8 @@ def commit() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return ""
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        others = [f":!{records.resolve().relative_to(root)}"] if records.resolve().is_relative_to(root) else []
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".", *others) else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 

@@ -122,9 +122,10 @@ def main() -> None:
             return
         settings, path = record.split_record(given_once(arguments))
         file = record.record_file(path, settings[0]) if path and settings else None
+        code = "" if file is None else record.commit(file.parent)
         result = run(settings)
         if file is not None:
-            record.write_record(result, settings, file)
+            record.write_record(result, settings, file, code)
     except (ValueError, KeyError) as error:
         Console(stderr=True, emoji=False).print(
             f"[bold red]error:[/bold red] {escape(str(error.args[0]))}", highlight=False, soft_wrap=True

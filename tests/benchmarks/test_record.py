@@ -38,6 +38,15 @@ def test_the_result_is_written_as_printed_with_what_it_takes_to_repeat_it(
     assert len(kept["date"].split("-")) == 3
 
 
+def test_the_commit_is_the_one_that_the_benchmark_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = iter(["first", "second"])
+    monkeypatch.setattr(record, "commit", lambda _: next(commits))
+    monkeypatch.setattr(run, "run", lambda _: RESULT if next(commits) == "second" else None)
+    monkeypatch.setattr(sys, "argv", ["", "plan", f"record={tmp_path}"])
+    run.main()
+    assert json.loads((tmp_path / "plan.json").read_text())["commit"] == "first"
+
+
 def test_a_file_may_be_named(measured: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["", "plan", f"record={tmp_path}/other.json"])
     run.main()
@@ -60,7 +69,8 @@ def test_the_commit_is_that_of_the_clone(tmp_path: Path, monkeypatch: pytest.Mon
     package = tmp_path / "raywgen/benchmarks"
     package.mkdir(parents=True)
     monkeypatch.setattr(record, "__file__", str(package / "record.py"))
-    assert record.commit() == ""
+    records = tmp_path / "docs/results"
+    assert record.commit(records) == ""
 
     def git(*arguments: str) -> str:
         names = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -72,6 +82,10 @@ def test_the_commit_is_that_of_the_clone(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-q", "-m", "one")
-    assert record.commit() == git("rev-parse", "HEAD")
+    assert record.commit(records) == git("rev-parse", "HEAD")
+    records.mkdir(parents=True)
+    (records / "demo.json").write_text("{}")
+    assert record.commit(records) == git("rev-parse", "HEAD"), "a record of another benchmark is no change of the code"
     (tmp_path / "file").write_text("2")
-    assert record.commit() == git("rev-parse", "HEAD") + "+changes"
+    assert record.commit(records) == git("rev-parse", "HEAD") + "+changes"
+    assert record.commit(tmp_path.parent) == git("rev-parse", "HEAD") + "+changes"
