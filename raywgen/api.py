@@ -88,9 +88,11 @@ def train(config: TrainConfig | str | Path | None = None, *, quiet: bool = False
     if isinstance(config, str | Path):
         config = load_train_config(str(config))
     run = _resolved(TrainConfig, config, settings)
-    with _reporter(quiet).step("train", f"{run.method} into {run.out}") as bar:
-        run_training(run, bar.training)
-    return load(Path(run.out) if "://" not in run.out else run.out)
+    # The generator that was trained names the class and the encoder that the user named.
+    with trusting(*named_in(run)):
+        with _reporter(quiet).step("train", f"{run.method} into {run.out}") as bar:
+            run_training(run, bar.training)
+        return load(Path(run.out) if "://" not in run.out else run.out)
 
 
 def generate(

@@ -103,6 +103,13 @@ def test_a_stopped_run_goes_on_as_an_undisturbed_one(corpus: Corpus, tmp_path: P
         launch([TrainConfig(corpus=corpus.location, out=stopped.out, num_workers=0)])
 
 
+def test_training_from_python_returns_it(corpus: Corpus, tmp_path: Path) -> None:
+    trained = raywgen.train(flow_config(corpus, tmp_path / "run", 1), quiet=True)
+    assert isinstance(trained.generator, FlowMatching)
+    with pytest.raises(UntrustedError, match="add --trust examples"):  # Trust ended with the call.
+        raywgen.load(tmp_path / "run")
+
+
 def test_a_bundle_loads_where_the_user_trusts_the_package(run: Path, corpus: Corpus) -> None:
     with pytest.raises(UntrustedError, match=rf"method '{FLOW}' of .*generator\.json.* add --trust examples"):
         raywgen.load(run)
