@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raywgen.cli.known_settings import settings_of_command
 from raywgen.config import SHIPPED, parse_overrides, read_yaml
+from raywgen.config_help import Setting
 from raywgen.generators.method_names import METHOD_NAMES
 
 
@@ -29,18 +30,19 @@ def check_named(command: str, config: str | None, overrides: Sequence[str], keys
         BundleError: There is no generator.
         ConfigError: The YAML file or a setting cannot be read.
     """
+    settings, typed = settings_of_command(command), parse_overrides(overrides)
     is_plain = not overrides and (config is None or config in METHOD_NAMES)
-    defaults = {setting.key: setting.default for setting in settings_of_command(command)} if is_plain else {}
-    given = {**defaults, **_from_file(config), **parse_overrides(overrides)}
+    defaults = {setting.key: setting.default for setting in settings} if is_plain else {}
+    given = {**defaults, **_from_file(config), **typed}
     # The settings of a generator are those of its method.
-    known = {"generator", *(setting.key.partition(".")[0] for setting in settings_of_command(command))}
-    if not known.issuperset(key.partition(".")[0] for key in parse_overrides(overrides)):
+    known = {"generator", *(setting.key.partition(".")[0] for setting in settings)}
+    if not known.issuperset(typed):
         return  # Only the command itself can say what was meant by such a key.
-    if "out" in given and not _is_checked(command, str(given["out"] or "")):
+    if "out" in given and not _is_checked(command, str(given["out"] or ""), settings):
         return
     for key in keys:
         location = given.get(key)
-        if isinstance(location, str) and location.strip():
+        if isinstance(location, str) and location.strip() and _REFERENCE not in location:
             _CHECKS[key](location)
 
 
@@ -72,16 +74,18 @@ def check_generator(location: str) -> str:
 
 
 _WRITE_FOLDERS = ("train", "generate", "evaluate", "finetune", "tune", "corpus encode")
+_REFERENCE = "${"
+"""What begins a reference to another setting or a variable, which only the command itself puts a value for."""
 _CHECKS = {"corpus": check_corpus, "generator": check_generator}
 
 
-def _is_checked(command: str, out: str) -> bool:
+def _is_checked(command: str, out: str, settings: Sequence[Setting]) -> bool:
     """Checks the folder of results, which comes before what is read; False where only the command itself can do so."""
-    if "://" in out or command not in _WRITE_FOLDERS:
+    if "://" in out or _REFERENCE in out or command not in _WRITE_FOLDERS:
         return False
     from raywgen.out_folder import checked_out
 
-    checked_out(out, next(setting.default for setting in settings_of_command(command) if setting.key == "out"))
+    checked_out(out, next(setting.default for setting in settings if setting.key == "out"))
     return True
 
 

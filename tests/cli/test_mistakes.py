@@ -71,6 +71,19 @@ def test_a_misspelt_setting_is_named_before_a_missing_corpus() -> None:
     assert "holds no manifest.json" in str(done.exception)
 
 
+def test_a_reference_to_a_setting_or_a_variable_is_followed_and_taken_for_no_path(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Path(zoo_corpus.location)
+    monkeypatch.setenv("ZOO", str(corpus.parent))
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path.cwd())  # Nothing is written here.
+    common = ("start=random", "tasks=unsen", "out=${oc.env:OUT}")
+    assert "did you mean 'unseen'?" in refusal("finetune", f"corpus=${{oc.env:ZOO}}/{corpus.name}", *common)
+    (tmp_path / "tune.yaml").write_text(f"generator: {corpus.parent}\ncorpus: ${{generator}}/{corpus.name}\n")
+    assert "did you mean 'unseen'?" in refusal("finetune", str(tmp_path / "tune.yaml"), *common)
+
+
 def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
