@@ -118,13 +118,13 @@ class LoRANetwork(nn.Module):
         return f"targets={self._adapted}, train_head={self._whole}, scale={self._scale:g}"
 
     def _base(self) -> nn.Module:
-        """Returns the frozen network on the device of the parameters, which `functional_call` may have changed."""
+        """Returns the frozen network, with all frozen factors, where `functional_call` may have put the parameters."""
         (base,) = self._frozen
         device = next(self.parameters()).device
         if device.type != "meta" and device != next(base.parameters()).device:
             # A tensor that is moved in inference mode could not be trained through later.
             with torch.inference_mode(False):
-                base.to(device)
+                self._apply_frozen(lambda tensor: tensor.to(device))
         return base
 
     def _changed(self) -> StateDict:
@@ -137,17 +137,22 @@ class LoRANetwork(nn.Module):
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns A `(R, I)` and B `(O, R)` of each adapted weight, by the name of its module."""
+        self._base()
         return {name.removesuffix(".weight"): self._factors(name) for name in self._adapted}
 
     def _factors(self, name: str) -> tuple[Tensor, Tensor]:
         trained = tuple(attrgetter(_named(name, suffix))(self) for suffix in SUFFIXES[self._form])
-        fixed = tuple(part.to(trained[0].device) for part in self._fixed[name])
-        return factors(self._form, trained, fixed)
+        return factors(self._form, trained, self._fixed[name])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the frozen network, too, though it is no submodule."""
-        self._frozen[0]._apply(fn, recurse)
+        """Moves the frozen network and the frozen factors, too, though they are no submodules."""
+        self._apply_frozen(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def _apply_frozen(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
+        self._frozen[0]._apply(fn, recurse)
+        # In place, because networks without a head share both with the one that they are made of.
+        self._fixed.update({name: tuple(map(fn, parts)) for name, parts in self._fixed.items()})
 
 
 def load_base(base: nn.Module, path: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from raywgen.tasks.networks import LoRANetwork
 from raywgen.tasks.networks.lora import merge
 from raywgen.tasks.networks.text_adapter import text_adapter
 from raywgen.weights.adapters import read_adapter, write_adapter
+from tests.second_device import DEVICE, SecondDevice, SecondDeviceTensor
 from tests.text_encoders import make_encoder
 
 SHAPES = {"factors": {"lora_A": (2, 12), "lora_B": (8, 2)}, "b": {"lora_B": (8, 2)}, "core": {"lora_core": (2, 2)}}
@@ -60,6 +62,20 @@ def test_its_factors_are_what_is_added(form: Any) -> None:
         assert torch.allclose(own(x), network(x), atol=1e-6)
         own.load_state_dict(merge(network))
         assert torch.allclose(own(x), network(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_frozen_factors_follow_the_network(form: Any) -> None:
+    network, x = filled(form), torch.randn(5, 12)
+    wanted = network(x)
+    exact = copy.deepcopy(network).double()
+    torch.testing.assert_close(exact(x.double()).float(), wanted)
+    assert {part.dtype for pair in exact.factors().values() for part in pair} == {torch.float64}
+    with SecondDevice():
+        moved = copy.deepcopy(network).to(DEVICE)
+        fixed = [part for parts in moved._fixed.values() for part in parts]
+        assert all(isinstance(part, SecondDeviceTensor) for part in fixed)
+        torch.testing.assert_close(moved(x.to(DEVICE)).cpu(), wanted)
 
 
 def test_frozen_factors_are_singular_vectors() -> None:
