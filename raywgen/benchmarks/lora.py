@@ -17,7 +17,8 @@ All rows are judged with the same head, ridge regression on the same examples, i
     hypernetwork_16, igpg_16, mcdi_16, lohp_16    of what these write from examples (and instruction, the first two)
     igpg_text_16, igpg_examples_16, ...    of what the first two write from one of both alone
     shuffled_16        of what the best of these writes for the examples and the instruction of another task
-    ms_ROW_16          CPU milliseconds that an adapter takes; 0 where it is made once
+    ms_ROW_16          CPU milliseconds that an adapter takes; 0 where it is made once; `nearest_text` and `regression`
+                       without the encoder's features of instruction and examples, which they are given
 
 Conditions hold standard errors over tasks, and paired differences to other rows.
 """

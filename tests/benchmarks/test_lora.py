@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
+from raywgen.benchmarks import lora_rows
 from raywgen.benchmarks.lora import LoRAConfig, measure
 from raywgen.benchmarks.lora_rows import AdapterRows
+from raywgen.benchmarks.lora_stored import instruction_features
 from raywgen.benchmarks.run import main
 from raywgen.benchmarks.trained import trained_zoo
+from raywgen.tasks import Task
 from tests.text_encoders import SIGNS, make_encoder, make_sentences
 
 ROWS = ("head", "average", "nearest", "nearest_text", "regression", "gradient", "gradient_all", "shared", "shuffled")
@@ -81,6 +86,29 @@ def test_examples_are_the_same_for_all_and_none_is_a_test_sentence(
     # B of a start is zero, so its adapter changes nothing, and the head is that on the encoder as it is.
     assert one.one_for_all(base_D).percent == pytest.approx(one.head().percent, abs=1e-4)
     assert one.trained_on_all().percent >= one.head().percent
+
+
+def test_features_of_conditions_are_made_once_and_before_the_clock(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYWGEN_CACHE", str(folder / "cache"))
+    corpus = trained_zoo(str(folder / "here"), small(folder).zoo_of(0), distributed=False)
+    events: list[str] = []
+
+    def features(texts: Sequence[str], task: Task) -> Tensor:
+        events.append("features")
+        return instruction_features(texts, task)
+
+    def now() -> float:
+        events.append("clock")
+        return 2.0 * events.count("clock")
+
+    monkeypatch.setattr(lora_rows, "instruction_features", features)
+    monkeypatch.setattr("time.process_time", now)
+    rows = AdapterRows(corpus, "unseen", 4, 0)
+    timed = [rows.nearest_by_text(), *(rows.regression(strength) for strength in (0.1, 10.0))]
+    assert events == ["features", *["clock", "clock"] * 3]
+    assert [row.milliseconds for row in timed] == [pytest.approx(2000 / len(rows.tasks))] * 3
 
 
 def test_what_is_missing_is_named() -> None:
