@@ -78,10 +78,12 @@ def test_a_reference_to_a_setting_or_a_variable_is_followed_and_taken_for_no_pat
     monkeypatch.setenv("ZOO", str(corpus.parent))
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path.cwd())  # Nothing is written here.
-    common = ("start=random", "tasks=unsen", "out=${oc.env:OUT}")
-    assert "did you mean 'unseen'?" in refusal("finetune", f"corpus=${{oc.env:ZOO}}/{corpus.name}", *common)
     (tmp_path / "tune.yaml").write_text(f"generator: {corpus.parent}\ncorpus: ${{generator}}/{corpus.name}\n")
-    assert "did you mean 'unseen'?" in refusal("finetune", str(tmp_path / "tune.yaml"), *common)
+    common = ("start=random", "tasks=unsen")
+    for given in (str(tmp_path / "tune.yaml"), f"corpus=${{oc.env:ZOO}}/{corpus.name}"):
+        assert "did you mean 'unseen'?" in refusal("finetune", given, *common, "out=${oc.env:OUT}")
+        # The corpus is looked at only where `out` could be.
+        assert "did you mean 'unseen'?" in refusal("finetune", given, *common, f"out={tmp_path / 'out'}")
 
 
 def test_a_missing_gpu_is_noticed_before_ray_starts(zoo_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
