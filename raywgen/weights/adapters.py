@@ -88,12 +88,13 @@ def write_adapter(adapter: LoRAAdapter, folder: str | Path) -> Path:
         folder: The folder; it is made, and files of an adapter in it are replaced.
 
     Raises:
+        AdapterError: The adapter has no factors; nothing was written.
         WeightsError: The disk is full, or the folder cannot be written.
     """
-    folder = Path(folder)
+    folder, config = Path(folder), adapter_config(adapter)
     save_state_dict(adapter_tensors(adapter), folder / TENSORS, {"format": "pt"})
     try:
-        write_text(folder / CONFIG, adapter_config(adapter))
+        write_text(folder / CONFIG, config)
     except OSError as error:
         raise WeightsError(f"cannot write {folder / CONFIG}: {error.strerror or error}") from error
     return folder
@@ -109,7 +110,16 @@ def adapter_tensors(adapter: LoRAAdapter) -> StateDict:
 
 
 def adapter_config(adapter: LoRAAdapter) -> str:
-    """Returns the text of `adapter_config.json`; modules are named in full, so that no other one matches."""
+    """Returns the text of `adapter_config.json`, which names modules in full.
+
+    PEFT also takes a module whose name ends in a dot and one of these. It finds no tensors for that one, and gives it
+    factors whose product is zero.
+
+    Raises:
+        AdapterError: The adapter has no factors.
+    """
+    if not adapter.factors:
+        raise AdapterError("the adapter has no factors, and PEFT loads none that adapts no module; give it some")
     ranks = {name: len(a_RI) for name, (a_RI, _) in adapter.factors.items()}
     alphas = {name: adapter.scales[name] * rank for name, rank in ranks.items()}
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
@@ -230,7 +240,7 @@ def inject(module: nn.Module, adapter: LoRAAdapter | str | Path) -> Injected:
     if not isinstance(adapter, LoRAAdapter):
         adapter = read_adapter(adapter)
     own = module.state_dict(keep_vars=True)
-    changes: StateDict = {}
+    values: StateDict = {}
     for name in adapter.factors:
         weight, change_OI = own.get(f"{name}.weight"), adapter.change(name)
         if weight is None:
@@ -241,16 +251,16 @@ def inject(module: nn.Module, adapter: LoRAAdapter | str | Path) -> Injected:
         # GPT-2 and its kin keep their matrices the other way round.
         if type(module.get_submodule(name)).__name__ == "Conv1D":
             change_OI = change_OI.t()
-        changes[f"{name}.weight"] = _fitting(f"{name}.weight", weight, change_OI)
+        values[f"{name}.weight"] = weight.float() + _fitting(f"{name}.weight", weight, change_OI)
     for name, tensor in adapter.whole.items():
         if name not in own:
             raise AdapterError(
                 f"{type(module).__name__} has no '{name}', which the adapter brings whole; give its base model"
             )
-        changes[name] = _fitting(name, own[name], tensor) - own[name].float()
-    originals = {name: own[name].detach().clone() for name in changes}
-    for name, change in changes.items():
-        own[name].copy_((own[name].float() + change).to(own[name].dtype))
+        values[name] = _fitting(name, own[name], tensor)
+    originals = {name: own[name].detach().clone() for name in values}
+    for name, value in values.items():
+        own[name].copy_(value)
     return Injected(module, originals)
 
 
@@ -260,7 +270,7 @@ def _fitting(name: str, own: Tensor, other: Tensor) -> Tensor:
             f"'{name}' is {list(own.shape)} in the module and {list(other.shape)} in the adapter, which is one of "
             "another base model"
         )
-    return other.to(own.device).float()
+    return other.to(own.device)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

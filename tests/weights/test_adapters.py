@@ -142,6 +142,38 @@ def test_half_precision_is_kept(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, own[name]) for name, tensor in module.state_dict().items())
 
 
+def test_tensors_that_are_brought_whole_are_exact() -> None:
+    linear = nn.Linear(4, 3)
+    nn.init.constant_(linear.bias, 1e4)
+    module = nn.Sequential(linear, nn.BatchNorm1d(3))
+    bias, count = torch.tensor([0.1, torch.inf, -torch.inf]), torch.tensor(2**40 + 1)
+    whole = {"0.bias": bias, "1.num_batches_tracked": count}
+    factors = {"0": (torch.ones(1, 4), torch.ones(3, 1))}
+    with inject(module, LoRAAdapter(factors=factors, scales={"0": 1.0}, whole=whole)) as adapted:
+        own = adapted.state_dict()
+        assert torch.equal(own["0.bias"], bias)
+        assert torch.equal(own["1.num_batches_tracked"], count)
+
+
+def test_peft_gives_a_module_of_the_same_ending_factors_that_change_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))), torch.randn(2, 4)
+    adapter = LoRAAdapter(factors={"0": (torch.ones(1, 4), torch.ones(4, 1))}, scales={"0": 1.0})
+    with inject(module, adapter), torch.no_grad():
+        wanted = module(x)
+    with pytest.warns(UserWarning, match="missing adapter keys"):
+        model = peft.PeftModel.from_pretrained(module, write_adapter(adapter, tmp_path))
+    assert hasattr(module.get_submodule("1.0"), "lora_A")
+    with torch.no_grad():
+        assert torch.allclose(model.base_model(x), wanted)
+
+
+def test_an_adapter_without_factors_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="the adapter has no factors"):
+        write_adapter(LoRAAdapter(factors={}, scales={}), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
