@@ -20,14 +20,14 @@ All rows are judged with the same head, ridge regression on the same examples, i
     ms_ROW_16          CPU milliseconds that an adapter takes; 0 where it is made once; `nearest_text` and `regression`
                        without the encoder's features of instruction and examples, which they are given
 
-Conditions hold standard errors over tasks, and paired differences to other rows.
+Conditions hold standard errors, and paired differences to other rows. Draws of examples for one task are averaged
+first, so the errors are over tasks; those of a single task are over its draws, and `errors_over` says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from statistics import mean, pstdev
 from typing import Any
 
 from rich.console import Console
@@ -51,7 +51,6 @@ from raywgen.zoo.plan import initial_state
 
 __all__ = ["LoRAConfig", "measure"]
 
-_PERCENT = 100.0
 _FROM_META = "gradient_start"
 _BESIDE = ("head", "shared", "gradient")
 _PARTS: tuple[Reads, ...] = ("text", "examples")
@@ -141,15 +140,16 @@ def _starts(config: LoRAConfig, corpus: Corpus, rows: AdapterRows, seed: int) ->
 
 
 def _spreads(rows: Mapping[str, Row]) -> dict[str, Any]:
-    """Returns standard errors over tasks, and paired differences with those of their means."""
-    errors = {name: round(row.error, 2) for name, row in rows.items()}
+    """Returns standard errors, paired differences with those of their means, and what the errors are over."""
     differences = {}
     for name in rows:
         for other in _BESIDE:
             if name != other and (name.startswith(METHODS) or name in ("shared", "shuffled", _FROM_META)):
-                gains = (_PERCENT * (rows[name].accuracy_T - rows[other].accuracy_T)).tolist()
-                differences[f"{name} - {other}"] = [round(mean(gains), 2), round(pstdev(gains) / len(gains) ** 0.5, 2)]
-    return {"standard_errors": errors, "paired_differences": differences}
+                gain = rows[name].minus(rows[other])
+                differences[f"{name} - {other}"] = [round(gain.percent, 2), round(gain.error, 2)]
+    errors = {name: round(row.error, 2) for name, row in rows.items()}
+    over = "tasks" if len(rows["head"].accuracy_TJ) > 1 else "draws of one task"
+    return {"standard_errors": errors, "paired_differences": differences, "errors_over": over}
 
 
 def _print(shot: int, rows: Mapping[str, Row]) -> None:

@@ -1,10 +1,12 @@
 """Adapters of one split of tasks by their origin, each judged with a head that is fitted to the same examples.
 
-Shape letters beyond the legend in `raywgen.weights`: T tasks, N stored adapters.
+Shape letters beyond the legend in `raywgen.weights`: T tasks, of rows those that differ, J draws of examples for each,
+N stored adapters.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,22 +56,27 @@ class Row:
     """The adapters of one origin.
 
     Attributes:
-        accuracy_T: Balanced test accuracy of each task, in [0, 1].
+        accuracy_TJ: Balanced test accuracy of each task and draw of examples, in [0, 1].
         milliseconds: CPU milliseconds that an adapter takes; 0 where none is made for a task.
     """
 
-    accuracy_T: Tensor
+    accuracy_TJ: Tensor
     milliseconds: float = 0.0
 
     @property
     def percent(self) -> float:
-        """The mean over tasks in percent."""
-        return _PERCENT * float(self.accuracy_T.mean())
+        """The mean in percent."""
+        return _PERCENT * float(self.accuracy_TJ.mean())
 
     @property
     def error(self) -> float:
-        """The standard error of that mean, in percent."""
-        return _PERCENT * float(self.accuracy_T.std()) / len(self.accuracy_T) ** 0.5
+        """The standard error of that mean, in percent: of a single task over its draws, of one value unknown."""
+        value_X = self.accuracy_TJ.mean(dim=1) if len(self.accuracy_TJ) > 1 else self.accuracy_TJ[0]
+        return _PERCENT * float(value_X.std()) / len(value_X) ** 0.5 if len(value_X) > 1 else math.nan
+
+    def minus(self, other: Row) -> Row:
+        """Returns the differences to another row, task by task and draw by draw."""
+        return Row(accuracy_TJ=self.accuracy_TJ - other.accuracy_TJ)
 
 
 class _Known(NamedTuple):
@@ -102,7 +109,7 @@ class AdapterRows:
         self.layout: Layout = network.layout
         self.recipe = network.recipe
         self.module: nn.Module = build_network(network.recipe).eval()
-        self._corpus, self._split, self._seed, self.shot = corpus, split, seed, shot
+        self._corpus, self._split, self._seed, self.shot, self._draws = corpus, split, seed, shot, draws
         facts = [task for task in corpus.tasks.values() if task.split == split for _ in range(draws)]
         self.ids = [task.task_id for task in facts]
         self.tasks: list[Task] = [build_task(task.recipe) for task in facts]
@@ -126,7 +133,7 @@ class AdapterRows:
             )
             outputs = head(_pooled(base, task.test_x_SF, pooling).unsqueeze(0))
             scores.append(balanced_accuracy(outputs, task.test_y_S))
-        return Row(accuracy_T=torch.cat(scores))
+        return self._row(torch.cat(scores))
 
     def judged(self, values_TD: Tensor, milliseconds: float = 0.0) -> Row:
         """Judges an adapter of each task."""
@@ -134,7 +141,10 @@ class AdapterRows:
             self._accuracy(task, condition, values_D)
             for task, condition, values_D in zip(self.tasks, self.conditions, values_TD, strict=True)
         ]
-        return Row(accuracy_T=torch.stack(scores), milliseconds=milliseconds)
+        return self._row(torch.stack(scores), milliseconds)
+
+    def _row(self, accuracy_T: Tensor, milliseconds: float = 0.0) -> Row:
+        return Row(accuracy_TJ=accuracy_T.view(-1, self._draws), milliseconds=milliseconds)
 
     def one_for_all(self, values_D: Tensor) -> Row:
         """Judges the same adapter on all tasks."""

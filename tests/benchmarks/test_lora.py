@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from raywgen.benchmarks import lora_rows
-from raywgen.benchmarks.lora import LoRAConfig, measure
-from raywgen.benchmarks.lora_rows import AdapterRows
+from raywgen.benchmarks.lora import LoRAConfig, _spreads, measure
+from raywgen.benchmarks.lora_rows import AdapterRows, Row
 from raywgen.benchmarks.lora_stored import instruction_features
 from raywgen.benchmarks.run import main
 from raywgen.benchmarks.trained import trained_zoo
@@ -109,6 +111,22 @@ def test_features_of_conditions_are_made_once_and_before_the_clock(
     timed = [rows.nearest_by_text(), *(rows.regression(strength) for strength in (0.1, 10.0))]
     assert events == ["features", *["clock", "clock"] * 3]
     assert [row.milliseconds for row in timed] == [pytest.approx(2000 / len(rows.tasks))] * 3
+
+
+def test_draws_of_one_task_are_no_further_tasks() -> None:
+    tasks_T = torch.tensor([0.5, 0.6, 0.9])
+    once = Row(accuracy_TJ=tasks_T.unsqueeze(1))
+    noise_TJ = torch.tensor([0.05, -0.05]).expand(3, 2)
+    several = Row(accuracy_TJ=tasks_T.unsqueeze(1) + noise_TJ)
+    assert once.error == pytest.approx(100 * float(tasks_T.std()) / 3**0.5)
+    assert (several.percent, several.error) == (pytest.approx(once.percent), pytest.approx(once.error))
+    alone, other = Row(accuracy_TJ=tasks_T.unsqueeze(0)), Row(accuracy_TJ=torch.tensor([[0.4, 0.4, 0.4]]))
+    assert alone.error == pytest.approx(once.error)
+    _, error = _spreads({"head": other, "gradient": other, "shared": alone})["paired_differences"]["shared - head"]
+    assert error == pytest.approx(alone.error, abs=0.005)
+    assert _spreads({"head": alone})["errors_over"] == "draws of one task"
+    assert _spreads({"head": several})["errors_over"] == "tasks"
+    assert math.isnan(Row(accuracy_TJ=tasks_T[:1].unsqueeze(1)).error)
 
 
 def test_what_is_missing_is_named() -> None:
