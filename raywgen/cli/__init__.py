@@ -346,11 +346,10 @@ def report(
     from raywgen.storage import Storage
 
     if Storage.at(run).size("trials.jsonl") is None:
-        print_page(run)
-        return
-    from raywgen.tuning.report import redraw
-
-    out.print(f"page: {plain(redraw(run))}", highlight=False, soft_wrap=True)
+        from raywgen.evaluation.report import write_report as draw
+    else:
+        from raywgen.tuning.report import redraw as draw
+    out.print(f"page: {plain(draw(run))}", highlight=False, soft_wrap=True)
 
 
 # Added here, so that help lists them after the commands that users need first.

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from raywgen import __version__
+from raywgen.cli.failures import is_one_line, line_of, print_aside
 from raywgen.cli.help_page import SettingsCommand as SettingsCommand
 from raywgen.cli.help_page import out as out
 from raywgen.cli.known_settings import SCHEMAS as SCHEMAS
@@ -84,10 +85,20 @@ def split_config(config: str | None, overrides: list[str] | None) -> tuple[str |
 
 
 def print_page(folder: str) -> None:
-    """Draws the page on what a command left in its folder, and says where it lies."""
+    """Draws the page on what a command left in its folder, and says where it lies, or why there is none.
+
+    The command has done its work: an older file beside it that no page can be made of is no failure of it.
+    """
     from raywgen.evaluation.report import write_report
 
-    out.print(f"page: {plain(write_report(folder))}", highlight=False, soft_wrap=True)
+    try:
+        page = write_report(folder)
+    except Exception as error:
+        if not is_one_line(error):
+            raise
+        print_aside(f"no page: {plain(line_of(error))}")
+    else:
+        out.print(f"page: {plain(page)}", highlight=False, soft_wrap=True)
 
 
 def print_info(info: Mapping[str, object]) -> None:

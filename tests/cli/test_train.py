@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from raywgen import cli
 from raywgen.corpus import Corpus
+from raywgen.evaluation.report import ReportError
 
 
 def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpus, tmp_path: Path) -> None:
@@ -29,3 +31,11 @@ def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpu
     assert "Tokeniser: transformer coders, 2 residual tokens of 8 codes" in text
     kept = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
     assert [split["split"] for split in kept["splits"]] == ["training", "held out"]
+    # A page that cannot be drawn is no failure of a run that is done, and one of `raywgen report`.
+    (tmp_path / "run" / "evaluation.json").write_text('{"schema_version": 0}')
+    again = CliRunner().invoke(cli.app, command)
+    assert again.exit_code == 0, again.exception
+    assert "page:" not in again.stdout
+    assert re.search(r"^no page: .*evaluation\.json is damaged: .*; run `raywgen evaluate` again$", again.stderr, re.M)
+    drawn = CliRunner().invoke(cli.app, ["report", str(tmp_path / "run")])
+    assert isinstance(drawn.exception, ReportError)
