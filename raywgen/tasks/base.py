@@ -102,6 +102,36 @@ def draw_condition(tasks: list[Task], num_samples: int, noise: KeyedNoise) -> Co
     return _condition(tasks, torch.minimum(index_BS, count_B1 - 1))
 
 
+def draw_disjoint(
+    tasks: list[Task], num_support: int, num_query: int, noise: KeyedNoise
+) -> tuple[Condition, Condition]:
+    """Draws support and query sets of training samples without replacement, so that they have none in common.
+
+    Args:
+        tasks: B tasks with equally long samples.
+        num_support: Support samples of each.
+        num_query: Query samples of each.
+        noise: B rows of keyed noise.
+
+    Returns:
+        The support sets and the query sets.
+
+    Raises:
+        TaskError: A task has fewer samples than both sets need.
+    """
+    counts = [len(task.train_y_S) for task in tasks]
+    num, least = num_support + num_query, min(counts)
+    if least < num:
+        raise TaskError(
+            f"task '{tasks[counts.index(least)].id}' has {least} training samples, and {num_support} for fitting with "
+            f"{num_query} others for judging need {num}; give it more (tasks.limit)"
+        )
+    is_own_BX = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+    index_BS = noise.uniform(max(counts)).masked_fill(~is_own_BX, -1.0).topk(num, dim=1).indices
+    support_BS, query_BS = index_BS.split([num_support, num_query], dim=1)
+    return _condition(tasks, support_BS), _condition(tasks, query_BS)
+
+
 def draw_few_shot(tasks: list[Task], shot: int, num_query: int, noise: KeyedNoise) -> tuple[Condition, Condition]:
     """Draws support sets of `shot` training samples of each class, and query sets from the other ones.
 

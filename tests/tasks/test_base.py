@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raywgen.tasks import Inputs, Task, TaskError, draw_condition, draw_few_shot
+from raywgen.tasks.base import draw_disjoint
 from tests.builders import noise_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,6 +117,31 @@ def test_conditions_are_drawn_from_tasks_of_any_size() -> None:
     for b, each in enumerate(drawn_from):
         place_S = (condition.samples_BSF[b, :, 0] - 1000 * b).long()
         assert torch.equal(each.train_y_S[place_S], condition.labels_BS[b])
+
+
+@given(num_support=st.integers(1, 10), num_query=st.integers(1, 10), seed=st.integers(0, 2**20))
+@settings(max_examples=20)
+def test_no_sample_is_drawn_twice_for_support_and_query(num_support: int, num_query: int, seed: int) -> None:
+    drawn_from = [task(0, (10, 10)), task(1, (30, 20))]
+    support, query = draw_disjoint(drawn_from, num_support, num_query, noise_for(2, seed))
+    for b, each in enumerate(drawn_from):
+        place_S = (torch.cat([support.samples_BSF[b, :, 0], query.samples_BSF[b, :, 0]]) - 1000 * b).long()
+        assert len(set(place_S.tolist())) == num_support + num_query
+        assert torch.equal(each.train_y_S[place_S], torch.cat([support.labels_BS[b], query.labels_BS[b]]))
+
+
+def test_each_sample_is_as_often_of_a_disjoint_set_as_another() -> None:
+    num = 8000
+    for part, size in zip(draw_disjoint([task(0, (5, 8, 11))] * num, 4, 9, noise_for(num)), (4, 9), strict=True):
+        count_S = part.samples_BSF.flatten().long().bincount(minlength=NUM_SAMPLES).double()
+        probability = size / NUM_SAMPLES
+        spread = (num * probability * (1 - probability)) ** 0.5
+        assert bool(((count_S - num * probability).abs() < 5 * spread).all())
+
+
+def test_too_few_samples_for_disjoint_sets_are_told_with_the_task() -> None:
+    with pytest.raises(TaskError, match=r"'task/1' has 7 training samples, and 4 .* with 4 others .* need 8"):
+        draw_disjoint([task(0, (4, 4)), task(1, (4, 3))], 4, 4, noise_for(2))
 
 
 @pytest.mark.parametrize("num_own", [0, 2])

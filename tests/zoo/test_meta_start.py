@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from raywgen.tasks import Task, TaskError, balanced_accuracy, build_network, build_task
 from raywgen.tasks.fitted_head import fitted_logits
@@ -56,6 +57,24 @@ def test_it_helps_tasks_that_it_was_not_trained_on(tasks: list[Task]) -> None:
     assert after > before + 0.1
     again = meta_trained(module, state, tasks[:4], num_steps=40, learning_rate=0.05, seed=0)
     assert all(torch.equal(trained[name], again[name]) for name in state)
+
+
+def test_heads_are_judged_by_other_samples_than_they_are_fitted_to(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, task, seen = network(tasks[0]), tasks[0], []
+
+    def noted(module: nn.Module, state_N: StateDict, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+        seen.extend(torch.cat([support, query], dim=1))
+        return fitted_logits(module, state_N, support, labels, query)
+
+    monkeypatch.setattr("raywgen.zoo.meta_start.fitted_logits", noted)
+    meta_trained(
+        build_network(recipe).eval(), initial_state(recipe, 0), [task], num_steps=1, learning_rate=0.05, seed=0
+    )
+    # It has 40 samples, so both halves are all of them. Some of its sentences are equal.
+    assert len(seen) == 8
+    assert all(sorted(x_SF.tolist()) == sorted(task.train_x_SF.tolist()) for x_SF in seen)
 
 
 def test_what_it_needs_is_named(tasks: list[Task]) -> None:
