@@ -73,10 +73,12 @@ def _label(start: str) -> str:
 
 
 def _verdict(rows: Sequence[FineTuningRow], starts: Sequence[str], last: int) -> dict[str, object]:
-    """Says which start is the most accurate before training, and how all stand at the end."""
+    """Says which starts are the most accurate before training, and how all stand at the end."""
     before, after = ({start: _shown(rows, start, epoch) for start in starts} for epoch in (0, last))
-    first = [start for start in starts if before[start] == max(before.values())]
-    label = f"Ahead before training: {_label(first[0])}" if len(first) < len(starts) else "All begin alike"
+    first = [_label(start) for start in starts if before[start] == max(before.values())]
+    label = f"Ahead before training: {_joined(first)}" if len(first) < len(starts) else "All begin alike"
+    if len(starts) == 1:
+        label = f"From {first[0]} alone"
     sentence = f"Before training, {_list(before)}; after {_count(last, 'epoch')}, {_list(after)}."
     return {"label": label, "sentence": sentence, "is_good": True}
 
@@ -87,8 +89,11 @@ def _shown(rows: Sequence[FineTuningRow], start: str, epoch: int) -> float:
 
 
 def _list(accuracy: Mapping[str, float]) -> str:
-    named = [f"{_label(start)} {value:.1f} %" for start, value in accuracy.items()]
-    return " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
+    return _joined([f"{_label(start)} {value:.1f} %" for start, value in accuracy.items()])
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _card(start: str, rows: Sequence[FineTuningRow], last: int) -> dict[str, object]:

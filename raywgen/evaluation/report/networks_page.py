@@ -172,11 +172,12 @@ def _file(folder: Folder, row: NetworkRow) -> Place:
 def _next(folder: Folder, rows: Sequence[NetworkRow], settings: Mapping[str, object]) -> list[Command]:
     corpus, generator = (text_of(settings, name) for name in ("corpus", "generator"))
     commands = []
-    first = rows[0]
-    if corpus and first.task and first.path and first.test_accuracy is not None:
+    first, file = rows[0], _file(folder, rows[0]).name
+    # Networks in several files and adapters are folders, which `raywgen score` does not read.
+    is_one_file = file.endswith(".safetensors") and folder.storage.exists(file)
+    if corpus and first.task and is_one_file and first.test_accuracy is not None:
         what = "Score one of the files, or one of your own, on a task"
-        file = folder.at(Path(first.path).name)
-        commands.append(command(what, "score", file, "--corpus", corpus, "--task", first.task))
+        commands.append(command(what, "score", folder.at(file), "--corpus", corpus, "--task", first.task))
     if corpus and generator and first.test_accuracy is not None:
         pair = [f"generator={generator}", f"corpus={corpus}"]
         commands.append(command("Set them beside baselines", "evaluate", *pair, f"out={folder.at('evaluation')}"))

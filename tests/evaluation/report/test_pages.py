@@ -40,6 +40,40 @@ def test_fine_tuning_says_how_starts_stand_before_and_after(tmp_path: Path) -> N
     assert re.search(r"random\.pt\s+never\s+to 95\.1 % within 25", text)
 
 
+@pytest.mark.parametrize(
+    ("starts", "label"),
+    [
+        (("generated",), "From generated alone"),
+        (("nearest", "generated", "generated"), "Ahead before training: b and c"),
+        (("nearest", "nearest"), "All begin alike"),
+    ],
+)
+def test_fine_tuning_names_all_that_are_ahead(tmp_path: Path, starts: tuple[str, ...], label: str) -> None:
+    root = make_finetune(tmp_path / "tuned")
+    rows = {row["start"]: row for row in json.loads((root / "finetune.json").read_text())}
+    named = starts if len(starts) == 1 else [f"mine/{letter}" for letter in "abc"[: len(starts)]]
+    content = [rows[start] | {"start": name} for start, name in zip(starts, named, strict=True)]
+    (root / "finetune.json").write_text(json.dumps(content))
+    assert label in read_page(root).text
+
+
+@pytest.mark.parametrize("form", ["file", "files", "adapter", "gone"])
+def test_a_network_is_to_be_scored_where_it_is_a_single_file(tmp_path: Path, form: str) -> None:
+    root = make_networks(tmp_path / "out")
+    rows = json.loads((root / "networks.json").read_text())
+    file, folder = root / Path(rows[0]["path"]).name, root / "net"
+    if form != "file":
+        file.unlink()
+    if form in ("files", "adapter"):
+        folder.mkdir()
+        path = folder / "model.safetensors.index.json" if form == "files" else folder
+        (root / "networks.json").write_text(json.dumps([rows[0] | {"path": str(path)}, *rows[1:]]))
+    text = read_page(root).text
+    assert "raywgen evaluate generator=runs/igpg" in text
+    line = f"raywgen score {file} --corpus runs/zoo/corpus --task digits/0"
+    assert (line in text) == ("raywgen score" in text) == (form == "file")
+
+
 def test_generated_networks_link_to_their_files_after_a_move(tmp_path: Path) -> None:
     first = make_networks(tmp_path / "first")
     shutil.move(first, tmp_path / "second")
