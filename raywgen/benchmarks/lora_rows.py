@@ -80,7 +80,7 @@ class Row:
 
 
 class _Known(NamedTuple):
-    """What stored adapters and new tasks are compared by.
+    """Features by which stored adapters and new tasks are compared.
 
     Attributes:
         stored_ND: The stored adapters.
