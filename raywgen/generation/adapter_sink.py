@@ -9,7 +9,7 @@ from raywgen.generation.config import GenerateConfig
 from raywgen.generation.file_sink import FileSink, file_metadata
 from raywgen.generation.plan import GenerationPlan, WorkResult
 from raywgen.locations import joined
-from raywgen.tasks.networks.text_adapter import HEAD, is_text_adapter, text_adapter
+from raywgen.tasks.networks.text_adapter import HEAD, TextAdapters, is_text_adapter
 from raywgen.weights.adapters import CONFIG, TENSORS, AdapterError, adapter_config, adapter_tensors
 from raywgen.weights.safetensors_writer import safetensors_bytes
 
@@ -29,12 +29,13 @@ class AdapterSink(FileSink):
                     f"into=adapters: network '{network.name}' is no adapter of a text encoder; leave into out, or "
                     "train on a zoo such as configs/zoo/sentence-lora.yaml"
                 )
+        self._adapters = [TextAdapters(network.recipe) for network in plan.request.networks]
 
     def _write(self, result: WorkResult) -> dict[str, Any]:
-        recipe = self.plan.request.networks[result.item.network].recipe
+        adapters = self._adapters[result.item.network]
         rows, files = [], {}
         for row, values_D in zip(result.rows, result.values_RD, strict=True):
-            adapter, head = text_adapter(recipe, self._state(result.item, values_D))
+            adapter, head = adapters.split(self._state(result.item, values_D))
             folder, metadata = self._name(row), file_metadata(row)
             contents = {TENSORS: safetensors_bytes(adapter_tensors(adapter), metadata)}
             contents[CONFIG] = adapter_config(adapter).encode()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.tasks.base import TaskError
-from raywgen.tasks.networks.text_models import load_causal_model, transformers_module
+from raywgen.tasks.networks.text_models import hub_name, load_causal_model, transformers_module
 from raywgen.trust import HUB
 
 _QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
@@ -73,4 +73,4 @@ def causal_lm(path: str) -> CausalLM:
 
 def causal_name(path: str) -> str:
     """Returns the name by which users of an adapter load its base."""
-    return SIZES[path][0] if path in SIZES else path.removeprefix(HUB)
+    return SIZES[path][0] if path in SIZES else hub_name(path)

@@ -140,6 +140,11 @@ class LoRANetwork(nn.Module):
         self._base()
         return {name.removesuffix(".weight"): self._factors(name) for name in self._adapted}
 
+    def frozen_factors(self) -> dict[str, tuple[Tensor, ...]]:
+        """Returns the factors of each adapted weight that are not trained, by the name of its module."""
+        self._base()
+        return {name.removesuffix(".weight"): parts for name, parts in self._fixed.items()}
+
     def _factors(self, name: str) -> tuple[Tensor, Tensor]:
         trained = tuple(attrgetter(_named(name, suffix))(self) for suffix in SUFFIXES[self._form])
         return factors(self._form, trained, self._fixed[name])

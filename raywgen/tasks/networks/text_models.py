@@ -36,6 +36,11 @@ def check_digest(path: str, digest: str) -> None:
         )
 
 
+def hub_name(path: str) -> str:
+    """Returns the name by which users of what is made for a text model load it: of the hub, or its folder."""
+    return PACKAGED_NAME if path == PACKAGED else path.removeprefix(HUB)
+
+
 def packaged_folder() -> str:
     """Returns the folder of the encoder that comes as a package.
 

@@ -13,7 +13,7 @@ from torch import nn
 from raywgen.tasks import TaskError, build_network
 from raywgen.tasks.networks import LoRANetwork
 from raywgen.tasks.networks.lora import merge
-from raywgen.tasks.networks.text_adapter import text_adapter
+from raywgen.tasks.networks.text_adapter import TextAdapters, text_adapter
 from raywgen.weights.adapters import read_adapter, write_adapter
 from tests.second_device import DEVICE, SecondDevice, SecondDeviceTensor
 from tests.text_encoders import make_encoder
@@ -106,6 +106,32 @@ def test_folders_hold_both_factors(form: str, tmp_path: Path) -> None:
     for name, (a_RI, b_OR) in network.factors().items():
         assert torch.allclose(read.change(name), b_OR @ a_RI, atol=1e-6)
     assert not read.whole
+
+
+@pytest.mark.parametrize("form", ["b", "core"])
+def test_folders_of_one_recipe_need_one_network(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upper = {"name": "upper-layers", "path": make_encoder(tmp_path / "encoder"), "first_layer": 1, "num_classes": 0}
+    recipe: dict[str, Any] = {"name": "lora", "base": upper, "rank": 2, "targets": ["query"], "form": form}
+    network, built = build_network(recipe), []
+    assert isinstance(network, LoRANetwork)
+
+    def counted(recipe: dict[str, Any]) -> nn.Module:
+        built.append(recipe)
+        return build_network(recipe)
+
+    monkeypatch.setattr("raywgen.tasks.networks.text_adapter.build_network", counted)
+    adapters, wanted, found = TextAdapters(recipe), [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter)
+        wanted.append({name: (b_OR @ a_RI).detach() for name, (a_RI, b_OR) in network.factors().items()})
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        found.append(adapters.split(state)[0].factors)
+    assert len(built) == 1
+    for products, factors in zip(wanted, found, strict=True):
+        assert products.keys() == factors.keys()
+        assert all(torch.equal(factors[name][1] @ factors[name][0], product) for name, product in products.items())
 
 
 def test_an_unknown_form_is_named() -> None:
