@@ -1,4 +1,7 @@
-"""The functions of `import raywgen`: each does what its command does, by a config object or by settings as keywords."""
+"""The functions of `import raywgen`: each does its command's work, by a config object or by settings as keywords.
+
+Commands that train, generate or evaluate also draw a page. Here only `tune` does; `raywgen report` draws the others.
+"""
 
 from __future__ import annotations
 
@@ -62,6 +65,9 @@ def load(path: str | Path, *, device: Device = "auto", trust: Sequence[str] = ()
 def train(config: TrainConfig | str | Path | None = None, *, quiet: bool = False, **settings: Any) -> TrainedGenerator:
     """Trains a generator on a corpus as `raywgen train` does, and returns it; an interrupted run goes on.
 
+    It does not measure the tokens of a generator that writes some, and draws no page. `raywgen train OUT/config.yaml`
+    adds both to a run that is done.
+
     Args:
         config: A `TrainConfig`; or what the command takes: a method such as `mcdi` or `package.module:Class`, a shipped
             config such as `igpg/digits`, or a YAML file. By default the defaults of `TrainConfig`.
@@ -98,7 +104,7 @@ def train(config: TrainConfig | str | Path | None = None, *, quiet: bool = False
 def generate(
     config: GenerateConfig | str | Path | None = None, *, quiet: bool = False, **settings: Any
 ) -> list[NetworkRow]:
-    """Writes networks as files or a corpus as `raywgen generate` does.
+    """Writes networks as files or a corpus as `raywgen generate` does, without its page (see `raywgen report`).
 
     To fill a module of your own, use `raywgen.load(...).fill(module, ...)`.
 
@@ -156,6 +162,8 @@ def adapt(config: AdaptConfig | str | Path | None = None, **settings: Any) -> Ad
 
 def evaluate(config: EvaluateConfig | str | Path | None = None, *, quiet: bool = False, **settings: Any) -> Evaluation:
     """Scores a generator beside all baselines at equal budget as `raywgen evaluate` does.
+
+    It draws no page; `raywgen report OUT` does.
 
     Args:
         config: An `EvaluateConfig`, or a YAML file; by default the defaults.

@@ -6,9 +6,23 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+import raywgen
 from raywgen import cli
 from raywgen.corpus import Corpus
 from raywgen.evaluation.report import ReportError
+
+SIZES = {"num_steps": 3, "batch_size": 8, "quantiser": {"num_levels": 2, "num_codes": 8}, "width": 16}
+
+
+def test_the_command_adds_page_and_tokens_to_a_run_from_python(zoo_corpus: Corpus, tmp_path: Path) -> None:
+    run, none = tmp_path / "run", {"num_steps": 0}
+    stages = {"tokenizer": SIZES, "prior": none, "task_loss": none}
+    raywgen.train("igpg", corpus=zoo_corpus.location, out=run, num_workers=0, generator=stages, quiet=True)
+    added = {"report.html", "tokenizer.json"}
+    assert added.isdisjoint(path.name for path in run.iterdir())
+    done = CliRunner().invoke(cli.app, ["train", str(run / "config.yaml")])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert added <= {path.name for path in run.iterdir()}
 
 
 def test_training_prints_and_keeps_what_the_tokeniser_is_worth(zoo_corpus: Corpus, tmp_path: Path) -> None:
