@@ -23,6 +23,17 @@ _NOTHING = r"[^\x00-\x{10FFFF}]"
 _COMPARE = {"=": "equal", "!=": "not_equal", ">": "greater", "<": "less", ">=": "greater_equal", "<=": "less_equal"}
 
 
+def check_fact(facts: pa.Table, name: str) -> None:
+    """Refuses the name of a fact that checkpoints do not have.
+
+    Raises:
+        UnknownFactError: There is no such fact; the message names the nearest.
+    """
+    if name not in facts.column_names:
+        near = nearest(name, facts.column_names)
+        raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
+
+
 def select_facts(facts: pa.Table, equals: Mapping[str, Any]) -> pa.Table:
     """Returns the rows of facts with these values; a list or tuple means any of its values.
 
@@ -31,9 +42,7 @@ def select_facts(facts: pa.Table, equals: Mapping[str, Any]) -> pa.Table:
     """
     mask = None
     for name, wanted in equals.items():
-        if name not in facts.column_names:
-            near = nearest(name, facts.column_names)
-            raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
+        check_fact(facts, name)
         column = facts.column(name)
         values = wanted if isinstance(wanted, list | tuple) else [wanted]
         hit = pc.is_in(column, value_set=pa.array(values, column.type))
@@ -71,9 +80,7 @@ def _hits(facts: pa.Table, term: str) -> pa.ChunkedArray:
         )
     name, space, operator, text = match.groups()
     name = _unquoted(name)
-    if name not in facts.column_names:
-        near = nearest(name, facts.column_names)
-        raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
+    check_fact(facts, name)
     if space:
         text = text.strip()
     column = facts.column(name)

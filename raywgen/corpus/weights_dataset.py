@@ -9,8 +9,8 @@ import pyarrow as pa
 from torch.utils.data import Dataset
 
 from raywgen.corpus.corpus import Corpus
-from raywgen.corpus.errors import CorpusError, UnknownFactError
-from raywgen.names import nearest
+from raywgen.corpus.errors import CorpusError
+from raywgen.corpus.query import check_fact
 
 
 class WeightsDataset(Dataset[dict[str, Any]]):
@@ -47,9 +47,7 @@ class WeightsDataset(Dataset[dict[str, Any]]):
         (layout_id,) = ids
         self.layout = corpus.layout(layout_id)
         for name in facts:
-            if name not in self.facts.column_names:
-                near = nearest(name, self.facts.column_names)
-                raise UnknownFactError(f"unknown fact '{name}'; did you mean '{near}'?")
+            check_fact(self.facts, name)
         self._names = list(facts)
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 
 from raywgen.corpus import Corpus
+from raywgen.evaluation.intervals import half_width
 from raywgen.evaluation.request import TaskRequest
 from raywgen.evaluation.stored_scores import trained_ends
 from raywgen.evaluation.task_features import TaskFeatures
@@ -154,7 +155,7 @@ def _correlations(score_TA: np.ndarray, truth_TA: np.ndarray) -> np.ndarray:
 
 def _half_width(values_T: np.ndarray) -> float:
     """Returns half the width of the normal 95 % interval; infinite for one value."""
-    return 1.96 * float(values_T.std(ddof=1)) / len(values_T) ** 0.5 if len(values_T) > 1 else math.inf
+    return half_width(float(values_T.std(ddof=1)), len(values_T)) if len(values_T) > 1 else math.inf
 
 
 def rank_correlation(score_A: np.ndarray, truth_A: np.ndarray) -> float:

@@ -6,7 +6,6 @@ Shape letters beyond the legend in `raywgen.weights`: T tasks, n candidates of a
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from raywgen.evaluation.baselines import BASELINES, SHARED_START_BASELINES, rand
 from raywgen.evaluation.claims import checked_claims
 from raywgen.evaluation.config import EvaluateConfig
 from raywgen.evaluation.finetuning import FineTuningConfig, fine_tune
+from raywgen.evaluation.intervals import half_width
 from raywgen.evaluation.novelty import median_distance, novelty_rows, verdict
 from raywgen.evaluation.results import EVALUATION, Cell, Codebook, Evaluation, Novelty, NoveltyRow
 from raywgen.evaluation.rows import ladder_rows
@@ -201,7 +201,7 @@ def _cell(evaluator: TaskEvaluator, row: str, accuracy_T: Tensor) -> Cell:
         layout=evaluator.network,
         row=row,
         accuracy=float(accuracy_T.mean()),
-        ci95=1.96 * deviation / math.sqrt(count),
+        ci95=half_width(deviation, count),
         num_networks=count,
     )
 

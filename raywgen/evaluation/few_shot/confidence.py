@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from raywgen.evaluation.few_shot.errors import FewShotError
-
-_QUANTILE = 1.96
+from raywgen.evaluation.intervals import half_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,7 @@ def estimate(values: Tensor) -> Estimate:
     if values.dim() != 1 or len(values) < 2:
         raise FewShotError(f"values {tuple(values.shape)}: an interval needs a vector of at least two episodes")
     exact = values.double()
-    half_width = _QUANTILE * float(exact.std(correction=1)) / len(exact) ** 0.5
-    return Estimate(mean=float(exact.mean()), half_width=half_width)
+    return Estimate(mean=float(exact.mean()), half_width=half_width(float(exact.std(correction=1)), len(exact)))
 
 
 def paired_difference(values: Tensor, other: Tensor) -> Estimate:

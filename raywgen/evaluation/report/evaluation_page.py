@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, median_low
@@ -10,7 +9,14 @@ from statistics import fmean, median_low
 from raywgen.evaluation.headline import Figure, Headline, best_baseline, cells_of, compare, figure, headline, lower
 from raywgen.evaluation.report.folder import CONFIG, Command, Folder, Place, command, text_of
 from raywgen.evaluation.report.inputs import read_evaluation
-from raywgen.evaluation.report.plots import MARKERS, NOVELTY_SIGNS, LadderRow, ladder_plot, novelty_plot
+from raywgen.evaluation.report.plots import (
+    MARKERS,
+    NOVELTY_SIGNS,
+    LadderRow,
+    accuracy_limits,
+    ladder_plot,
+    novelty_plot,
+)
 from raywgen.evaluation.report.tokens import codebook_part, tokenizer_part
 from raywgen.evaluation.report.training_page import training_part
 from raywgen.evaluation.results import EVALUATION, GROUPS, SPLITS, Evaluation, NoveltyRow
@@ -126,7 +132,7 @@ def _ladder(evaluation: Evaluation, split: str, markers: Mapping[str, tuple[str,
     original = figure(cells_of(evaluation, split, "original"))
     title = _ladder_finding(evaluation, split)
     lowest = min(cell.accuracy - cell.ci95 for cell in evaluation.ladder)
-    limits = (max(0.0, 5 * math.floor(20 * lowest - 0.2)), 100.0)
+    limits = accuracy_limits(100 * lowest)
     return {"title": title, "plot": ladder_plot(rows, limits, original.accuracy if original else None, title)}
 
 

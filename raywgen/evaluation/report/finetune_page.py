@@ -11,6 +11,7 @@ from raywgen.evaluation.finetune import RESULT, FineTuningRow
 from raywgen.evaluation.report.folder import CONFIG, Command, Folder, command, text_of
 from raywgen.evaluation.report.inputs import read_as
 from raywgen.evaluation.report.plots import Curve, curves_plot
+from raywgen.evaluation.report.words import counted, listed
 from raywgen.evaluation.results import is_finite_number
 
 _EPOCHS = (0, 1, 5, 25)
@@ -28,8 +29,8 @@ def content(folder: Folder) -> dict[str, object]:
         "kind": "Fine-tuning from several starts",
         "facts": [
             f"tasks {text_of(settings, 'tasks')}" if settings else "",
-            _count(last, "epoch"),
-            _count(len(rows[0].tasks), "task"),
+            counted(last, "epoch"),
+            counted(len(rows[0].tasks), "task"),
         ],
         "verdict": _verdict(rows, starts, last),
         "cards": [_card(start, [row for row in rows if row.start == start], last) for start in starts],
@@ -64,10 +65,6 @@ def _rows(content: Any) -> list[FineTuningRow]:
     return rows
 
 
-def _count(num: float, noun: str) -> str:
-    return f"{num:,.0f} {noun}{'s' * (round(num) != 1)}"
-
-
 def _label(start: str) -> str:
     return Path(start).name
 
@@ -76,10 +73,10 @@ def _verdict(rows: Sequence[FineTuningRow], starts: Sequence[str], last: int) ->
     """Says which starts are the most accurate before training, and how all stand at the end."""
     before, after = ({start: _shown(rows, start, epoch) for start in starts} for epoch in (0, last))
     first = [_label(start) for start in starts if before[start] == max(before.values())]
-    label = f"Ahead before training: {_joined(first)}" if len(first) < len(starts) else "All begin alike"
+    label = f"Ahead before training: {listed(first)}" if len(first) < len(starts) else "All begin alike"
     if len(starts) == 1:
         label = f"From {first[0]} alone"
-    sentence = f"Before training, {_list(before)}; after {_count(last, 'epoch')}, {_list(after)}."
+    sentence = f"Before training, {_standing(before)}; after {counted(last, 'epoch')}, {_standing(after)}."
     return {"label": label, "sentence": sentence, "is_good": True}
 
 
@@ -88,12 +85,8 @@ def _shown(rows: Sequence[FineTuningRow], start: str, epoch: int) -> float:
     return round(100 * fmean(row.accuracy[epoch] for row in rows if row.start == start), 1)
 
 
-def _list(accuracy: Mapping[str, float]) -> str:
-    return _joined([f"{_label(start)} {value:.1f} %" for start, value in accuracy.items()])
-
-
-def _joined(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+def _standing(accuracy: Mapping[str, float]) -> str:
+    return listed([f"{_label(start)} {value:.1f} %" for start, value in accuracy.items()])
 
 
 def _card(start: str, rows: Sequence[FineTuningRow], last: int) -> dict[str, object]:
@@ -104,7 +97,7 @@ def _card(start: str, rows: Sequence[FineTuningRow], last: int) -> dict[str, obj
     return {
         "title": _label(start),
         "value": f"{fmean(epochs):.0f}" if is_reached else "never",
-        "unit": _count(fmean(epochs), "epoch").partition(" ")[2] if is_reached else "",
+        "unit": counted(fmean(epochs), "epoch").partition(" ")[2] if is_reached else "",
         "note": reached,
         "accent": start == "generated",
     }

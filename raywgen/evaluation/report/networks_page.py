@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,9 +9,11 @@ from typing import Any
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.manifest import MANIFEST
+from raywgen.evaluation.intervals import half_width
 from raywgen.evaluation.report.folder import CONFIG, Command, Folder, Place, command, text_of
 from raywgen.evaluation.report.inputs import ReportError, read_as
-from raywgen.evaluation.report.plots import LadderRow, ladder_plot
+from raywgen.evaluation.report.plots import LadderRow, accuracy_limits, ladder_plot
+from raywgen.evaluation.report.words import counted
 from raywgen.generation.file_sink import INDEX
 from raywgen.generation.plan import NetworkRow
 from raywgen.generation.sinks import rows_of
@@ -57,9 +58,9 @@ def _content(
     return {
         "kind": "Generated networks",
         "facts": [
-            _count(len(rows), "network"),
+            counted(len(rows), "network"),
             *sorted({row.network for row in rows}),
-            *([_count(len(tasks), "task")] if tasks else []),
+            *([counted(len(tasks), "task")] if tasks else []),
         ],
         "verdict": _verdict(rows, judged),
         "cards": _cards(rows, judged),
@@ -103,15 +104,15 @@ def _judged(rows: Sequence[NetworkRow]) -> str:
 
 def _verdict(rows: Sequence[NetworkRow], judged: str) -> dict[str, object]:
     if not judged:
-        sentence = f"{_count(len(rows), 'network')} written; none was run, so nothing is known of what they do."
+        sentence = f"{counted(len(rows), 'network')} written; none was run, so nothing is known of what they do."
         return {"label": "Not tried", "sentence": sentence, "is_good": False}
     where = "test samples" if judged == "test_accuracy" else "the labelled samples that they were chosen by"
-    sentence = f"{_count(len(rows), 'network')} score {_mean(rows, judged):.1f} % on {where}"
+    sentence = f"{counted(len(rows), 'network')} score {_mean(rows, judged):.1f} % on {where}"
     chance = [row.chance for row in rows if row.chance is not None]
     sentence += f", where guessing would score {100 * fmean(chance):.1f} %" if len(chance) == len(rows) else ""
     doubtful = sum(row.against_chance in DOUBTFUL for row in rows)
     if doubtful:
-        label = f"{doubtful} of {_count(len(rows), 'network')} no better than chance or a linear classifier"
+        label = f"{doubtful} of {counted(len(rows), 'network')} no better than chance or a linear classifier"
         return {"label": label, "sentence": f"{sentence}.", "is_good": False}
     return {"label": "Better than chance" if chance else "Tried", "sentence": f"{sentence}.", "is_good": True}
 
@@ -148,14 +149,14 @@ def _plot(rows: Sequence[NetworkRow], judged: str) -> dict[str, object]:
     lines = []
     for name in dict.fromkeys(row.network for row in rows):
         shares = [100 * getattr(row, judged) for row in rows if row.network == name]
-        interval = 1.96 * stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0
+        interval = half_width(stdev(shares), len(shares)) if len(shares) > 1 else 0.0
         dots = ((fmean(shares), interval, "o"),)
         lines.append(LadderRow(label=name, group="ladder", is_generated=False, dots=dots, mean=fmean(shares)))
     chance = _mean(rows, "chance") if all(row.chance is not None for row in rows) else None
     title = "Balanced accuracy of each architecture, mean over its networks"
     lowest = min([line.mean - line.dots[0][1] for line in lines] + ([chance] if chance is not None else []))
-    limits = (max(0.0, 5 * math.floor(lowest / 5 - 0.2)), 100.0)
-    return {"title": title, "plot": ladder_plot(lines, limits, chance, title), "has_chance": chance is not None}
+    plot = ladder_plot(lines, accuracy_limits(lowest), chance, title)
+    return {"title": title, "plot": plot, "has_chance": chance is not None}
 
 
 def _file(folder: Folder, row: NetworkRow) -> Place:
@@ -182,7 +183,3 @@ def _next(folder: Folder, rows: Sequence[NetworkRow], settings: Mapping[str, obj
         pair = [f"generator={generator}", f"corpus={corpus}"]
         commands.append(command("Set them beside baselines", "evaluate", *pair, f"out={folder.at('evaluation')}"))
     return [*commands, command("Draw this page again", "report", folder.location)]
-
-
-def _count(num: int, noun: str) -> str:
-    return f"{num:,} {noun}{'s' * (num != 1)}"

@@ -87,6 +87,15 @@ def ladder_plot(rows: Sequence[LadderRow], limits: tuple[float, float], original
     return responsive(draw, title)
 
 
+def accuracy_limits(lowest: float) -> tuple[float, float]:
+    """Returns the ends of an axis of accuracies: a multiple of 5 with room below the lowest one, and 100 %.
+
+    Args:
+        lowest: The lowest accuracy, or end of an interval, that is drawn, in percent.
+    """
+    return max(0.0, 5 * math.floor(lowest / 5 - 0.2)), 100.0
+
+
 def _positions(rows: Sequence[LadderRow]) -> list[float]:
     """Returns the vertical positions of the rows, with a gap between groups."""
     gaps = itertools.accumulate(0.4 * (row.group != before.group) for before, row in itertools.pairwise(rows))

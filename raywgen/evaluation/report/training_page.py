@@ -12,6 +12,7 @@ from raywgen.evaluation.report.folder import CONFIG, Command, Folder, Place, com
 from raywgen.evaluation.report.inputs import StageLog, read_metrics, read_tokenizer
 from raywgen.evaluation.report.plots import loss_plot, sparkline
 from raywgen.evaluation.report.tokens import tokenizer_part
+from raywgen.evaluation.report.words import listed
 from raywgen.evaluation.tokenizer_report import TOKENIZER
 from raywgen.training.run_folder import BUNDLE
 from raywgen.training.runlog import METRICS, TENSORBOARD
@@ -90,17 +91,13 @@ def _verdict(status: RunStatus, logs: Sequence[StageLog]) -> dict[str, object] |
         sentence = f"The run was {where} when this page was written; the same command goes on with it."
         return {"label": "Not done", "sentence": sentence, "is_good": False}
     names = [log.stage for log in logs]
-    sentence = f"The generator is written; its stage{'s' * (len(names) > 1)} {_listed(names)} went to the end."
+    sentence = f"The generator is written; its stage{'s' * (len(names) > 1)} {listed(names)} went to the end."
     if risen := [log.stage for log in logs if _has_risen(log)]:
         sentence += (
-            f" The validation loss of {_listed(risen)} rose again after its lowest: fewer steps or more networks may "
+            f" The validation loss of {listed(risen)} rose again after its lowest: fewer steps or more networks may "
             "serve it better."
         )
     return {"label": "Trained", "sentence": sentence, "is_good": not risen}
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _has_risen(log: StageLog) -> bool:
