@@ -9,12 +9,12 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from raywgen.generators.common.dropped import dropped_parts
+from raywgen.generators.common.dropped import with_dropped_parts
 from raywgen.generators.common.task_loss_stage import TaskLossStage
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.settings import GeneratorConfig, StageConfig, check_condition_dropout
@@ -117,7 +117,6 @@ class HypernetworkStage(TaskLossStage):
 
     def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
         """Returns flat vectors `(B, D)`, differentiable in all parameters."""
-        share, condition = self.generator.config.condition_dropout, batch.condition
-        if self.training and share > 0:
-            condition = replace(condition, is_dropped_B2=dropped_parts(noise, share))
+        share = self.generator.config.condition_dropout
+        condition = with_dropped_parts(batch.condition, noise, share, self.training)
         return self.generator.values(condition, batch.layout, self.generator.normalizer(batch.layout))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raywgen.generators.common.dropped import dropped_parts
+from raywgen.generators.common.dropped import with_dropped_parts
 from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.common.tokenizer.chunk_table import ChunkTable
 from raywgen.generators.common.tokenizer.windows import random_windows
@@ -30,11 +30,8 @@ def token_nll(
     """
     config, rvq = prior.config, tokenizer.quantiser
     seen = _seen_tokens(prior, tokenizer, batch, normalizers, noise)
-    is_dropped_B2 = None
-    if prior.training and config.condition_dropout > 0:
-        is_dropped_B2 = dropped_parts(noise, config.condition_dropout)
-    mean_position_G = tokenizer.mean_position(batch.layout)
-    prefix_BTH = prior.prefix(batch.condition, mean_position_G, is_dropped_B2)
+    condition = with_dropped_parts(batch.condition, noise, config.condition_dropout, prior.training)
+    prefix_BTH = prior.prefix(condition, tokenizer.mean_position(batch.layout))
     if config.independent_share == 0 or (not prior.training and config.independent_share < 1):
         return -_log_likelihood(prior, prefix_BTH, seen, rvq).mean()
     is_alone_B = noise.uniform(1)[:, 0] < config.independent_share

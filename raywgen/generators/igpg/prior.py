@@ -74,18 +74,15 @@ class Prior(nn.Module):
         )
         self.head = LevelHead(H, num_levels, num_codes, K)
 
-    def prefix(self, cond: Condition, mean_position_G: Tensor, is_dropped_B2: Tensor | None = None) -> Tensor:
+    def prefix(self, cond: Condition, mean_position_G: Tensor) -> Tensor:
         """Returns the condition tokens `(B, T, H)`.
 
         Args:
             cond: The conditions of B networks.
             mean_position_G: Mean of the position features of the layout's chunks.
-            is_dropped_B2: For which networks the instruction, and the samples, are left out, bool; by default as the
-                conditions say.
         """
-        is_dropped_B2 = cond.is_dropped_B2 if is_dropped_B2 is None else is_dropped_B2
         samples_BSF = cond.samples_BSF if self.data is None else self.data(cond.samples_BSF)
-        return self.condition(cond.instructions, samples_BSF, cond.labels_BS, mean_position_G, is_dropped_B2)
+        return self.condition(cond.instructions, samples_BSF, cond.labels_BS, mean_position_G, cond.is_dropped_B2)
 
     def inputs(self, prefix_BTH: Tensor, positions_WH: Tensor, scales_BW4: Tensor | None) -> Tensor:
         """Embeds the inputs of every position except the chunk before it, `(B, W, H)`."""

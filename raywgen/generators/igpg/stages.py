@@ -6,12 +6,11 @@ Shape letters beyond the legend in `raywgen.weights`: M chunks of a network, G p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from raywgen.generators.common.dropped import dropped_parts
+from raywgen.generators.common.dropped import with_dropped_parts
 from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
 from raywgen.generators.common.tokenizer import Tokenizer
 from raywgen.generators.igpg.config import IGPGTaskLossConfig, PriorConfig, SamplingConfig
@@ -251,9 +250,7 @@ class IGPGTaskLossStage(Stage):
         temperature = self.config.temperature
         self.prior.eval()  # The tokens of a sample must be those that generation would write.
         only_tokens = SamplingConfig(decoding="tokens", windows=self.config.windows)
-        condition = batch.condition
-        if self.training and self.config.condition_dropout > 0:
-            condition = replace(condition, is_dropped_B2=dropped_parts(noise, self.config.condition_dropout))
+        condition = with_dropped_parts(batch.condition, noise, self.config.condition_dropout, self.training)
         sample = sample_tokens(self.prior, condition, table, rvq, noise, temperature, only_tokens)
         self.prior.train(self.training)
         hidden_BMH = self.prior.hidden(sample.codes_BML, condition, table, rvq, only_tokens)

@@ -151,8 +151,8 @@ class TokenWriter:
                     f"guidance={sampling.guidance}: this prior was trained with prior.condition_dropout=0 and cannot "
                     "do without its condition; train it with 0.1, or leave guidance at 1"
                 )
-            all_B2 = torch.ones(len(cond), 2, dtype=torch.bool, device=self._prefix_STH.device)
-            without_BTH = prior.prefix(cond, table.mean_position_G, all_B2)
+            without = cond.reading(instruction=False, samples=False)
+            without_BTH = prior.prefix(without, table.mean_position_G)
             self._prefix_STH = torch.cat([self._prefix_STH, without_BTH])
         self._batch = len(self._prefix_STH) // self._num_sides
         self._header = prior.header(table)

@@ -17,6 +17,7 @@ from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.igpg.config import Chunks
 from raywgen.generators.igpg.shuffled_conditions import ShuffleError, shuffled_conditions
 from raywgen.generators.igpg.token_sampling import GuidanceError, sample_tokens
+from raywgen.weights import Condition
 from tests.builders import condition, hypernetwork, igpg, igpg_config, layout_of, network, noise_for
 
 
@@ -37,12 +38,17 @@ def generator() -> IGPG:
     return generator_that_forgets()
 
 
-def sample(generator: IGPG, sampling: SamplingConfig, temperature: float = 1.0, seed: int = 0):
+def sample(
+    generator: IGPG,
+    sampling: SamplingConfig,
+    temperature: float = 1.0,
+    seed: int = 0,
+    given: Condition | None = None,
+):
     tokenizer = generator.tokenizer
     table = tokenizer.table(layout_of())
-    return sample_tokens(
-        generator.prior, condition(4), table, tokenizer.quantiser, noise_for(4, seed), temperature, sampling
-    )
+    cond = condition(4) if given is None else given
+    return sample_tokens(generator.prior, cond, table, tokenizer.quantiser, noise_for(4, seed), temperature, sampling)
 
 
 def test_guidance_one_is_no_guidance_even_where_it_is_computed(generator: IGPG) -> None:
@@ -58,12 +64,8 @@ def test_guidance_one_is_no_guidance_even_where_it_is_computed(generator: IGPG) 
 def test_guidance_zero_is_unconditional(generator: IGPG, chunks: Chunks) -> None:
     """The same as where instruction and samples are left out of the only side there is."""
     free = sample(generator, SamplingConfig(guidance=0.0, chunks=chunks))
-    prior, prefix = generator.prior, generator.prior.prefix
-    prior.prefix = lambda cond, positions, _=None: prefix(cond, positions, torch.ones(len(cond), 2, dtype=torch.bool))  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        forgotten = sample(generator, SamplingConfig(chunks=chunks))
-    finally:
-        prior.prefix = prefix  # pyright: ignore[reportAttributeAccessIssue]
+    nothing = condition(4).reading(instruction=False, samples=False)
+    forgotten = sample(generator, SamplingConfig(chunks=chunks), given=nothing)
     assert torch.equal(free.codes_BML, forgotten.codes_BML)
     torch.testing.assert_close(free.expected_BMK, forgotten.expected_BMK, rtol=1e-4, atol=1e-5)
     # Likelihoods stay those of the condition that was given.

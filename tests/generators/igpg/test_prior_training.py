@@ -13,7 +13,7 @@ import torch
 from raywgen.config import ConfigError, load_config
 from raywgen.generators import GenerationRequest
 from raywgen.generators.bundle import load_bundle, save_bundle
-from raywgen.generators.common.dropped import dropped_parts
+from raywgen.generators.common.dropped import dropped_parts, with_dropped_parts
 from raywgen.generators.igpg import IGPG, IGPGConfig, SamplingConfig
 from raywgen.generators.igpg.config import IGPGTaskLossConfig
 from raywgen.generators.igpg.likelihood import token_nll
@@ -87,6 +87,16 @@ def test_each_part_is_left_out_for_a_third_of_the_share() -> None:
     assert shares == pytest.approx([0.1] * 3, abs=0.0085)
     halves = [dropped_parts(noise_for(num // 2, first=first), 0.3) for first in (0, num // 2)]
     assert torch.equal(torch.cat(halves), dropped_B2)
+
+
+def test_a_condition_loses_parts_in_training_alone() -> None:
+    cond, num = weight_batch(num=8).condition, 8
+    assert with_dropped_parts(cond, noise_for(num), 0.9, training=False) is cond
+    assert with_dropped_parts(cond, noise_for(num), 0.0, training=True) is cond
+    less = with_dropped_parts(cond, noise_for(num), 0.9, training=True)
+    assert less.is_dropped_B2 is not None
+    assert torch.equal(less.is_dropped_B2, dropped_parts(noise_for(num), 0.9))
+    assert bool(less.is_dropped_B2.any())
 
 
 @pytest.mark.parametrize("way", ["condition dropout", "independent"])
