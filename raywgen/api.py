@@ -129,10 +129,9 @@ def generate(
     """
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write
-    from raywgen.generation.early import checked_request
     from raywgen.training.session import ray_session
 
-    request = checked_request(_resolved(GenerateConfig, _loaded(GenerateConfig, config), settings))
+    request = _resolved(GenerateConfig, _loaded(GenerateConfig, config), settings)
     with _reporter(quiet).step("generate", f"networks into {request.out}") as bar:
         return write(request, bar.update, lambda done, total: bar.amount(done, total, "values"), session=ray_session)
 
@@ -277,7 +276,6 @@ def train_zoo(config: ZooConfig | str | Path | None = None, *, quiet: bool = Fal
     Examples:
         >>> corpus = raywgen.train_zoo("digits", num_seen_tasks=8, out="runs/zoo/mine")  # doctest: +SKIP
     """
-    from raywgen.out_folder import checked_out
     from raywgen.training.session import ray_session
     from raywgen.zoo import ZooConfig
     from raywgen.zoo import train_zoo as run
@@ -285,9 +283,8 @@ def train_zoo(config: ZooConfig | str | Path | None = None, *, quiet: bool = Fal
     if isinstance(config, str):
         config = shipped_config("zoo", config)
     zoo = _resolved(ZooConfig, _loaded(ZooConfig, config), settings)
-    out = checked_out(zoo.out, ZooConfig.out)
-    with _reporter(quiet).step("zoo", f"train networks into {out}") as bar:
-        return run(zoo, out, bar.update, bar.say, session=ray_session)
+    with _reporter(quiet).step("zoo", f"train networks into {zoo.out}") as bar:
+        return run(zoo, zoo.out, bar.update, bar.say, session=ray_session)
 
 
 def _resolved(schema: type[ConfigT], config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:

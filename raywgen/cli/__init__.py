@@ -124,13 +124,11 @@ def zoo_train(config: Shipped = None, overrides: Overrides = None, trust: Trust 
     package.module:Class}]`; your own data: `tasks.kind=images tasks.path=images.parquet`. If it was interrupted, run it
     again to continue.
     """
-    from raywgen.out_folder import checked_out
     from raywgen.training.session import ray_session
     from raywgen.zoo import ZooConfig, train_zoo
 
     path, rest = split_config(config, overrides)
     settings = load_config(ZooConfig, shipped_zoo(path), rest)
-    checked_out(settings.out, ZooConfig.out)  # Before Ray is started, which takes many seconds.
     with Reporter().step("zoo", f"train networks into {settings.out}") as bar:
         corpus = train_zoo(
             settings,
@@ -240,10 +238,9 @@ def generate(
 
     from raywgen.generation import GenerateConfig
     from raywgen.generation import generate as write
-    from raywgen.generation.early import checked_request
     from raywgen.training.session import ray_session
 
-    settings = checked_request(load_config(GenerateConfig, path, rest))
+    settings = load_config(GenerateConfig, path, rest)
     with Reporter().step("generate", f"networks into {settings.out}") as bar:
         rows = write(settings, bar.update, lambda done, total: bar.amount(done, total, "values"), session=ray_session)
     print_networks(rows, were_to_be_tried=settings.try_on_samples)

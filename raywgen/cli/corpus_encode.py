@@ -29,12 +29,10 @@ def encode(
     given = given_once([f"corpus={path}", *(overrides or [])])
     check_named("corpus encode", None, given)
 
-    from raywgen.out_folder import checked_out
     from raywgen.training.encode_corpus import EncodeConfig, encode_corpus
     from raywgen.training.session import ray_session
 
     config = load_config(EncodeConfig, None, given)
-    checked_out(config.out, EncodeConfig.out)  # Before Ray is started, which takes many seconds.
     with Reporter().step("encode", f"{path} into {config.out}") as bar:
 
         def on_progress(done: int, total: int) -> None:

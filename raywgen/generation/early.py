@@ -1,4 +1,4 @@
-"""Looks at a request before Ray is started for it or a generator is read: what could not work is said at once."""
+"""Looks at a request before Ray is started, or a corpus or generator read: what could not work is said at once."""
 
 from __future__ import annotations
 

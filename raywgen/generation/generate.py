@@ -14,6 +14,7 @@ from statistics import fmean
 from raywgen.corpus import Corpus
 from raywgen.corpus.writing import writing
 from raywgen.generation.config import GenerateConfig
+from raywgen.generation.early import checked_request, needs_corpus
 from raywgen.generation.executor import chosen_device, execute
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.judge import ChanceWarning, remedies
@@ -24,7 +25,6 @@ from raywgen.generation.sink import Sink
 from raywgen.generation.sinks import make_sink
 from raywgen.generation.statistics import warn_of_statistics
 from raywgen.generators import Sampling
-from raywgen.out_folder import checked_out
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point
@@ -76,9 +76,8 @@ def generate(
         ChanceWarning: Networks answer their labelled samples no better than chance.
         StatisticsWarning: Files of networks that were not run have generated statistics of batch normalisation.
     """
-    config = replace(config, out=checked_out(config.out, GenerateConfig.out))
-    # A task and an architecture of the user's own need no corpus.
-    corpus = None if config.instruction and config.networks else Corpus.open(config.corpus)
+    config = checked_request(config)
+    corpus = Corpus.open(config.corpus) if needs_corpus(config) else None
     # Over Ray only the actors generate.
     trained = load(config.generator, device="cpu" if config.where == "ray" else config.device)
     if corpus is not None:
