@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
@@ -18,6 +17,7 @@ from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.modules import UnknownLayoutWarning, adapt_weights, check_known, check_module
 from raywgen.generation.statistics import with_new_statistics
 from raywgen.generation.stored_names import by_stored_names
+from raywgen.generation.warn_caller import warn_caller
 from raywgen.generators import Generator, Sampling
 from raywgen.nn.wrappers import unwrapped
 from raywgen.tasks.encoders import FrozenEncoder
@@ -184,7 +184,10 @@ class TrainedGenerator:
         values_D = adapt_weights(self.generator, layout, condition, temperature, seed)
         on_samples = judge(runs, layout, values_D, samples_SF, data.labels)
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
-        _report(module, on_samples, remedies(self.generator, None, is_known=True, adapted=True), quiet)
+        name = type(unwrapped(module)).__name__
+        if not quiet:
+            _print(name, on_samples, 1)
+        warn_of_chance(name, on_samples, remedies(self.generator, None, is_known=True, adapted=True))
         return module
 
     def features(self, samples: Tensor) -> Tensor:
@@ -227,7 +230,7 @@ class TrainedGenerator:
         """
         filled = self._filled(module, instruction, data, best_of, temperature, seed, sampling, unlabelled)
         if filled.on_samples is not None and not quiet:
-            _print(module, filled.on_samples, filled.best_of)
+            _print(type(unwrapped(module)).__name__, filled.on_samples, filled.best_of)
         return module
 
     def fill_with_report(
@@ -321,7 +324,7 @@ class TrainedGenerator:
         network.load_state_dict(layout.unflatten(values_D, counters=network.state_dict()), strict=True)
         if on_samples is not None:
             remedy = remedies(self.generator, num, is_known=normalizer is None)
-            warn_of_chance(type(unwrapped(module)).__name__, on_samples, remedy, stacklevel=4)
+            warn_of_chance(type(unwrapped(module)).__name__, on_samples, remedy)
         return Filled(module=module, on_samples=on_samples, best_of=num, log_prob=log_prob, is_known=normalizer is None)
 
     def _runnable(self, module: nn.Module, data: UserData) -> tuple[nn.Module, Tensor]:
@@ -359,23 +362,16 @@ class TrainedGenerator:
 
     def warn(self, layout: Layout) -> None:
         """Warns that a layout was never trained on."""
-        warnings.warn(
+        warn_caller(
             f"this generator was never trained on a layout of {layout.num_values:,} values like this one; judge the "
             "result on samples of yours before you use it",
             UnknownLayoutWarning,
-            stacklevel=4,
         )
 
 
-def _print(module: nn.Module, on_samples: Standing, best_of: int) -> None:
+def _print(name: str, on_samples: Standing, best_of: int) -> None:
     chosen = f", the best of {best_of} by its loss on them" if best_of > 1 else ""
-    print(f"{type(module).__name__} on your samples{chosen}: {on_samples.sentence()}", file=sys.stderr)
-
-
-def _report(module: nn.Module, on_samples: Standing, remedy: str, quiet: bool) -> None:
-    if not quiet:
-        _print(module, on_samples, 1)
-    warn_of_chance(type(module).__name__, on_samples, remedy, stacklevel=4)
+    print(f"{name} on your samples{chosen}: {on_samples.sentence()}", file=sys.stderr)
 
 
 def _first_of(log_prob_B: Tensor | None) -> float | None:

@@ -5,7 +5,6 @@ Request, plan, executor, sink: each takes what the one before it returns.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -24,6 +23,7 @@ from raywgen.generation.request import ResolvedRequest, resolve_request
 from raywgen.generation.sink import Sink
 from raywgen.generation.sinks import make_sink
 from raywgen.generation.statistics import warn_of_statistics
+from raywgen.generation.warn_caller import warn_caller
 from raywgen.generators import Sampling
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
@@ -175,10 +175,9 @@ def _warn_of_chance(request: ResolvedRequest, rows: list[NetworkRow], trained: T
         linear = [row.linear for row in doubtful if row.linear is not None]
         than = f", a linear classifier of the samples {fmean(linear):.2f}" if linear else ""
         remedy = remedies(trained.generator, request.best_of, is_known=doubtful[0].known)
-        warnings.warn(
+        warn_caller(
             f"{network.name}: {len(doubtful)} of {len(tried)} networks answer the labelled samples no better than "
             f"chance or than a linear classifier (accuracy {accuracy:.2f}, chance {chance:.2f}{than}, means over "
             f"them); for better ones {remedy}",
             ChanceWarning,
-            stacklevel=3,
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 
 from raywgen.generation.best import candidate_logits
+from raywgen.generation.warn_caller import warn_caller
 from raywgen.generators import Generator
 from raywgen.tasks.linear_reference import left_out_accuracy
 from raywgen.tasks.standing import Standing, standing
@@ -57,12 +56,8 @@ def remedies(generator: Generator, best_of: int | None, *, is_known: bool, adapt
     return "; ".join(advice)
 
 
-def warn_of_chance(name: str, on_samples: Standing, remedy: str, *, stacklevel: int = 2) -> None:
+def warn_of_chance(name: str, on_samples: Standing, remedy: str) -> None:
     """Warns where a network is no better than chance or a linear classifier, as far as the samples can say."""
     if not on_samples.is_doubtful:
         return
-    warnings.warn(
-        f"{name} on your samples: {on_samples.sentence()}; for a better network {remedy}",
-        ChanceWarning,
-        stacklevel=stacklevel,
-    )
+    warn_caller(f"{name} on your samples: {on_samples.sentence()}; for a better network {remedy}", ChanceWarning)

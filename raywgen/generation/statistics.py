@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 import json
 import shlex
-import warnings
 from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.corpus import NetworkFacts
+from raywgen.generation.warn_caller import warn_caller
 from raywgen.nn.batch_norm import NotFiniteError, reestimate_statistics
 from raywgen.tasks import Task
 from raywgen.weights import KeyedNoise, Layout
@@ -70,9 +70,8 @@ def warn_of_statistics(network: NetworkFacts, path: str) -> None:
     if not num:
         return
     recipe = shlex.quote(f"network={json.dumps(network.recipe)}") if network.recipe else "network=package.module:Class"
-    warnings.warn(
+    warn_caller(
         f"{network.name}: the statistics of its {num} layers of batch normalisation are generated ones, which may not "
         f"fit the weights; `raywgen statistics {shlex.quote(path)} {recipe} data=IMAGES` estimates them from images",
         StatisticsWarning,
-        stacklevel=4,
     )

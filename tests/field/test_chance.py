@@ -88,8 +88,11 @@ def test_generate_says_of_each_network_what_it_does_on_the_samples(
     task = zoo_corpus.tasks[next(iter(zoo_corpus.tasks))]
     np.savez(tmp_path / "mine.npz", x=task.samples_SF.view(-1, 8, 8).numpy(), y=task.labels_S.numpy())
     mine = {"instruction": task.instruction, "data": str(tmp_path / "mine.npz"), "network": "mlp-64-6-2"}
-    with pytest.warns(ChanceWarning, match=r"mlp-64-6-2: .* of 3 networks .* no better than chance .*chance 0\.50"):
+    with pytest.warns(
+        ChanceWarning, match=r"mlp-64-6-2: .* of 3 networks .* no better than chance .*chance 0\.50"
+    ) as warned:
         rows = generate(config(bundle, zoo_corpus, tmp_path / "out", num=3, **mine))
+    assert {one.filename for one in warned if one.category is ChanceWarning} == {__file__}
     counts = torch.bincount(task.labels_S)
     for row in rows:
         module = nn.Sequential(nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 2))

@@ -80,12 +80,16 @@ def test_a_folder_of_images_becomes_a_head_for_its_classes(bundle: Path, tmp_pat
     assert found.generate_ms > 0
 
 
-def test_the_command_and_the_method_write_the_same(bundle: Path, tmp_path: Path) -> None:
+def test_the_command_and_the_method_write_the_same(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     support = class_folders(tmp_path / "support")
     found = adapt(config(bundle, support, tmp_path / "head.safetensors"))
     trained = raywgen.load(bundle)
     samples, labels, _ = read_support(str(support), trained)
-    module = trained.adapt(head(), (samples, labels))
+    module = head()
+    trained.adapt(nn.DataParallel(module), (samples, labels))
+    assert f"{type(module).__name__} on your samples: " in capsys.readouterr().err
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, load_file(found.path)[name], rtol=0, atol=1e-6)
 

@@ -240,7 +240,8 @@ def test_the_warning_of_generated_statistics_holds_the_command_that_estimates_th
     settings = settings_of(zoo_corpus, windowed, tmp_path / "out", limit=1, num=1)
     with pytest.warns(StatisticsWarning, match="Odd: the statistics of its 1 layers") as warned:
         (row,) = generate(settings)
-    said = next(str(one.message) for one in warned if one.category is StatisticsWarning)
+    said, file = next((str(one.message), one.filename) for one in warned if one.category is StatisticsWarning)
+    assert file == __file__
     _, *command = shlex.split(said.partition("`")[2].partition("`")[0])
     assert row.path in command
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
