@@ -23,6 +23,7 @@ from raywgen.benchmarks.lora_stored import (
     nearest,
     regression_weights,
 )
+from raywgen.benchmarks.unseen_tasks import unseen_tasks
 from raywgen.corpus import Corpus
 from raywgen.generators import GenerationRequest, Generator
 from raywgen.tasks import (
@@ -31,19 +32,17 @@ from raywgen.tasks import (
     Recorded,
     Task,
     balanced_accuracy,
-    balanced_cross_entropy,
     build_network,
     build_task,
     draw_few_shot,
     fit,
     repeat_state,
 )
-from raywgen.tasks.fitted_head import stacked_features, with_fitted_heads
 from raywgen.tasks.networks.upper_layers import UpperLayers, mean_feature
 from raywgen.tasks.ridge_head import fit_ridge_head
-from raywgen.weights import Condition, KeyedNoise, Layout
+from raywgen.weights import Condition, KeyedNoise
 
-_CONDITION_STREAM, _STORED_STREAM = 3_000, 3_001
+_STORED_STREAM = 3_001
 POOLINGS = ("mean", "max", "first")
 """Ways in which one vector is made of a sentence's tokens, for a head on the encoder as it is."""
 Reads = Literal["both", "text", "examples"]
@@ -106,17 +105,11 @@ class AdapterRows:
 
     def __init__(self, corpus: Corpus, split: str, shot: int, seed: int, draws: int = 1) -> None:
         (network,) = corpus.networks.values()
-        self.layout: Layout = network.layout
         self.recipe = network.recipe
-        self.module: nn.Module = build_network(network.recipe).eval()
-        self._corpus, self._split, self._seed, self.shot, self._draws = corpus, split, seed, shot, draws
-        facts = [task for task in corpus.tasks.values() if task.split == split for _ in range(draws)]
-        self.ids = [task.task_id for task in facts]
-        self.tasks: list[Task] = [build_task(task.recipe) for task in facts]
-        self.conditions: list[Condition] = [
-            draw_few_shot([task], shot, 1, KeyedNoise(seed, torch.tensor([index]), _CONDITION_STREAM))[0]
-            for index, task in enumerate(self.tasks)
-        ]
+        self.unseen = unseen_tasks(corpus, split, shot, seed, draws)
+        self.layout, self.tasks = self.unseen.layout, self.unseen.tasks
+        self.conditions = [self.unseen.condition_of(index) for index in range(len(self.tasks))]
+        self._corpus, self._seed, self._shot, self._draws = corpus, seed, shot, draws
 
     def head(self, pooling: str = POOLINGS[0]) -> Row:
         """Judges the features of the encoder as it is.
@@ -137,11 +130,7 @@ class AdapterRows:
 
     def judged(self, values_TD: Tensor, milliseconds: float = 0.0) -> Row:
         """Judges an adapter of each task."""
-        scores = [
-            self._accuracy(task, condition, values_D)
-            for task, condition, values_D in zip(self.tasks, self.conditions, values_TD, strict=True)
-        ]
-        return self._row(torch.stack(scores), milliseconds)
+        return self._row(self.unseen.accuracy(values_TD), milliseconds)
 
     def _row(self, accuracy_T: Tensor, milliseconds: float = 0.0) -> Row:
         return Row(accuracy_TJ=accuracy_T.view(-1, self._draws), milliseconds=milliseconds)
@@ -171,26 +160,23 @@ class AdapterRows:
         taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
         return self.judged(torch.stack(rows[1:]), taken)
 
-    def stored(self, split: str = "train") -> tuple[Tensor, list[str]]:
-        """Returns the ends of trajectories `(N, D)` of a split, and the task of each."""
+    def stored(self) -> tuple[Tensor, list[str]]:
+        """Returns the ends of trajectories `(N, D)` of seen tasks, and the task of each."""
         last = max(self._corpus.facts.column("step").to_pylist())
-        facts = self._corpus.query([f"split={split}", f"step={last}"])
+        facts = self._corpus.query(["split=train", f"step={last}"])
         return self._corpus.values(facts), facts.column("task_id").to_pylist()
 
     def trained_on_all(self) -> Row:
         """Judges the adapters that the zoo trained on all training sentences of these tasks."""
-        values_ND, ids = self.stored(self._split)
-        return self.judged(torch.stack([values_ND[ids.index(name)] for name in self.ids]))
+        return self.judged(self.unseen.originals_TD)
 
     def nearest_by_loss(self) -> Row:
         """Judges, for each task, the stored adapter whose left-out examples have the lowest loss."""
         stored_ND, _ = self.stored()
-        begin, chosen = time.process_time(), []
-        for condition in self.conditions:
-            losses = [self._left_out_loss(condition, values_1D) for values_1D in stored_ND.split(1)]
-            chosen.append(stored_ND[int(torch.cat(losses).argmin())])
+        begin = time.process_time()
+        place_T = self.unseen.best_of(stored_ND)
         taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
-        return self.judged(torch.stack(chosen), taken)
+        return self.judged(stored_ND[place_T], taken)
 
     def nearest_by_text(self) -> Row:
         """Judges, for each task, the stored adapter whose instruction is the most similar to its own."""
@@ -217,7 +203,7 @@ class AdapterRows:
         stored_ND, ids = self.stored()
         tasks = [build_task(self._corpus.tasks[name].recipe) for name in ids]
         drawn = [
-            draw_few_shot([task], self.shot, 1, KeyedNoise(self._seed, torch.tensor([index]), _STORED_STREAM))[0]
+            draw_few_shot([task], self._shot, 1, KeyedNoise(self._seed, torch.tensor([index]), _STORED_STREAM))[0]
             for index, task in enumerate(tasks)
         ]
         features_XE = self._features([*tasks, *self.tasks], [*drawn, *self.conditions])
@@ -241,25 +227,17 @@ class AdapterRows:
         for index, condition in enumerate(self.conditions):
             data = FitData(x=condition.samples_BSF[0], labels_NS=condition.labels_BS)
             (end,) = fit(
-                self.module, start, data, config, order_seeds=[index], record_steps=[num_steps], execution="sequential"
+                self.unseen.module,
+                start,
+                data,
+                config,
+                order_seeds=[index],
+                record_steps=[num_steps],
+                execution="sequential",
             )
-            values.append(self.layout.flatten({name: part[0] for name, part in end.state_N.items()}))
+            values.append(self.unseen.flat(end)[0])
         taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
         return self.judged(torch.stack(values), taken)
-
-    @torch.no_grad()
-    def _left_out_loss(self, condition: Condition, values_1D: Tensor) -> Tensor:
-        _, logits = with_fitted_heads(self.module, self.layout, values_1D, condition.samples_BSF, condition.labels_BS)
-        return balanced_cross_entropy(logits, condition.labels_BS)
-
-    @torch.no_grad()
-    def _accuracy(self, task: Task, condition: Condition, values_D: Tensor) -> Tensor:
-        state = self.layout.unflatten(values_D.unsqueeze(0))
-        support_1SE = stacked_features(self.module, state, condition.samples_BSF)
-        head = fit_ridge_head(support_1SE, condition.labels_BS, task.num_classes)
-        parts = task.test_x_SF.split(_SENTENCES_AT_ONCE)
-        outputs = torch.cat([head(stacked_features(self.module, state, part)) for part in parts], dim=1)
-        return balanced_accuracy(outputs, task.test_y_S)[0]
 
 
 @torch.no_grad()

@@ -27,12 +27,14 @@ from raywgen.tasks import (
     repeat_state,
     stacked_logits,
 )
+from raywgen.tasks.fitted_head import fits_head, with_fitted_heads
 from raywgen.weights import Condition, KeyedNoise, Layout
 
 _CONDITION_STREAM = 3_000
 _PERCENT = 100.0
 _MILLISECONDS = 1e3
 _STACK = 64
+_SAMPLES_AT_ONCE = 512
 _MOST_STEPS = 400
 _EVERY = 5
 _NUM_TIMED_TASKS = 8
@@ -67,12 +69,17 @@ class UnseenTasks:
 
     @torch.no_grad()
     def accuracy(self, values_TD: Tensor) -> Tensor:
-        """Returns the balanced accuracy `(T,)` on the test samples, in [0, 1]."""
-        state = self.layout.unflatten(values_TD)
+        """Returns the balanced accuracy `(T,)` on the test samples, in [0, 1]; heads that are fitted are so first."""
         scores = []
         for index, task in enumerate(self.tasks):
-            own = {name: tensor[index : index + 1] for name, tensor in state.items()}
-            scores.append(balanced_accuracy(stacked_logits(self.module, own, task.test_x_SF), task.test_y_S))
+            own_1D, parts, condition = values_TD[index : index + 1], (task.test_x_SF,), self.condition_of(index)
+            if fits_head(self.module):
+                examples = condition.samples_BSF, condition.labels_BS
+                own_1D, _ = with_fitted_heads(self.module, self.layout, own_1D, *examples)
+                parts = task.test_x_SF.split(_SAMPLES_AT_ONCE)  # Features of sentences need much memory.
+            state = self.layout.unflatten(own_1D)
+            logits_1SC = torch.cat([stacked_logits(self.module, state, x_SF) for x_SF in parts], dim=1)
+            scores.append(balanced_accuracy(logits_1SC, task.test_y_S))
         return torch.cat(scores)
 
     def percent(self, values_TD: Tensor) -> float:
@@ -86,22 +93,48 @@ class UnseenTasks:
 
     @torch.no_grad()
     def example_loss(self, index: int, values_ND: Tensor) -> Tensor:
-        """Returns the balanced loss `(N,)` of N networks on one task's examples."""
-        x_SF, y_S = self.condition.samples_BSF[index], self.condition.labels_BS[index]
-        losses = [
-            balanced_cross_entropy(stacked_logits(self.module, self.layout.unflatten(part_ND), x_SF), y_S)
-            for part_ND in values_ND.split(_STACK)
-        ]
-        return torch.cat(losses)
+        """Returns the balanced loss `(N,)` of N networks on one task's examples.
+
+        Heads that are fitted are judged on each example by the head that is fitted to all others.
+        """
+        condition = self.condition_of(index)
+        x_1SF, labels_1S = condition.samples_BSF, condition.labels_BS
+        if fits_head(self.module):
+            logits = [
+                with_fitted_heads(self.module, self.layout, one_1D, x_1SF, labels_1S)[1]
+                for one_1D in values_ND.split(1)
+            ]
+        else:
+            parts = values_ND.split(_STACK)
+            logits = [stacked_logits(self.module, self.layout.unflatten(part_ND), x_1SF[0]) for part_ND in parts]
+        return torch.cat([balanced_cross_entropy(part_NSC, labels_1S[0]) for part_NSC in logits])
+
+    def flat(self, recorded: Recorded) -> Tensor:
+        """Returns flat vectors `(N, D)` of recorded networks."""
+        num = len(next(iter(recorded.state_N.values())))
+        states = [{name: tensor[n] for name, tensor in recorded.state_N.items()} for n in range(num)]
+        return torch.stack([self.layout.flatten(state) for state in states])
 
 
-def unseen_tasks(corpus: Corpus, split: str, shot: int, seed: int) -> UnseenTasks:
-    """Builds the tasks of a split of a corpus with one layout."""
+def unseen_tasks(corpus: Corpus, split: str, shot: int, seed: int, draws: int = 1) -> UnseenTasks:
+    """Builds the tasks of a split of a corpus with one layout.
+
+    Args:
+        corpus: The zoo.
+        split: Its split.
+        shot: Examples of each class.
+        seed: Keys the examples.
+        draws: Times that examples are drawn for each task, which is that often among the tasks.
+    """
     (layout_id,) = corpus.networks
     network = corpus.networks[layout_id]
-    facts = [task for task in corpus.tasks.values() if task.split == split]
+    facts = [task for task in corpus.tasks.values() if task.split == split for _ in range(draws)]
     tasks = [build_task(task.recipe) for task in facts]
-    noise = KeyedNoise(seed, torch.arange(len(tasks)), _CONDITION_STREAM)
+    # One by one, as tasks may differ in size.
+    drawn = [
+        draw_few_shot([task], shot, 1, KeyedNoise(seed, torch.tensor([index]), _CONDITION_STREAM))[0]
+        for index, task in enumerate(tasks)
+    ]
     rows = corpus.select(split=split).sort_by("step").to_pylist()
     last = {row["task_id"]: row["checkpoint_id"] for row in rows}
     ids = corpus.facts.column("checkpoint_id").to_pylist()
@@ -110,7 +143,7 @@ def unseen_tasks(corpus: Corpus, split: str, shot: int, seed: int) -> UnseenTask
         layout=network.layout,
         module=build_network(network.recipe).eval(),
         tasks=tasks,
-        condition=draw_few_shot(tasks, shot, 1, noise)[0],
+        condition=Condition.join(drawn),
         originals_TD=corpus.values(corpus.facts.take([place[last[task.task_id]] for task in facts])),
     )
 
@@ -146,7 +179,7 @@ def fitted(tasks: UnseenTasks, start_D: Tensor, rates: Sequence[float], steps: S
             execution="sequential",
         )
         for one in recorded:
-            percent[rate, one.step] = tasks.percent(_flat(tasks, one))
+            percent[rate, one.step] = tasks.percent(tasks.flat(one))
     return Fitted(percent=percent)
 
 
@@ -186,14 +219,7 @@ def _fit_alone(tasks: UnseenTasks, index: int, start_D: Tensor, config: FitConfi
     start = Recorded(step=0, state_N=repeat_state(tasks.layout.unflatten(start_D), 1))
     data = FitData.joined([task.train_inputs], task.train_y_S)
     recorded = fit(tasks.module, start, data, config, order_seeds=[index], record_steps=record, execution="sequential")
-    return [_flat(tasks, one)[0] for one in recorded]
-
-
-def _flat(tasks: UnseenTasks, recorded: Recorded) -> Tensor:
-    """Returns flat vectors `(N, D)` of recorded networks."""
-    num = len(next(iter(recorded.state_N.values())))
-    states = [{name: tensor[n] for name, tensor in recorded.state_N.items()} for n in range(num)]
-    return torch.stack([tasks.layout.flatten(state) for state in states])
+    return [tasks.flat(one)[0] for one in recorded]
 
 
 def _milliseconds_per_step(tasks: UnseenTasks, start_D: Tensor, config: FitConfig) -> float:

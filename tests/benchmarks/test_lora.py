@@ -82,7 +82,7 @@ def test_examples_are_the_same_for_all_and_none_is_a_test_sentence(
         assert not {*task.train_inputs.rows_S.tolist()} & {*task.test_inputs.rows_S.tolist()}
     stored_ND, ids = one.stored()
     assert len(stored_ND) == 4
-    assert not {*ids} & {*one.ids}
+    assert not {*ids} & {task.id for task in one.tasks}
     base_D = corpus.base_values(next(iter(corpus.networks)))
     assert base_D is not None
     # B of a start is zero, so its adapter changes nothing, and the head is that on the encoder as it is.
