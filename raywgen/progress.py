@@ -57,14 +57,18 @@ class Bar:
         self._task = progress.add_task(plain(title), total=None) if progress else None
         self._shown_at = time.monotonic()
         self._first: tuple[float, int] | None = None
-        self._part = ""
+        self._part: str | int = ""
 
     def say(self, line: str) -> None:
         """Prints a line above the bar; it stays."""
         self._console.print(f"  {plain(line)}", highlight=False, soft_wrap=True)
 
     def update(self, done: int, total: int) -> None:
-        """Shows that `done` of `total` are done, at what rate, and the estimated remaining time."""
+        """Shows that `done` of `total` are done, at what rate, and the estimated remaining time.
+
+        Another total is that of other work, with a rate of its own.
+        """
+        self._begin(total)
         rate = self._rate(done)
         each = f", {_short(rate)}/s" if rate > 0 else ""
         self._show(f"{self._title}{each}", done, total, f"{done}/{total}{each}{self._left(done, total)}")
@@ -103,14 +107,19 @@ class Bar:
 
     def training(self, run: str, stage: str, step: int, total: int, row: Mapping[str, Any]) -> None:
         """Shows a new row of a metric log, with the speed of its steps and the time left of its stage."""
-        if self._part != (part := f"{run} {stage}"):  # The steps of another stage take another time.
-            self._part, self._first = part, None
-            if self._progress is not None and self._task is not None:
-                self._progress.reset(self._task)
+        self._begin(f"{run} {stage}")  # The steps of another stage take another time.
         shown = [f"{name} {row[name]:.3f}" for name in ("loss", "val_accuracy", "accuracy", "snr_db") if name in row]
         what = f"{run.rstrip('/').rpartition('/')[2]} {stage} {step}/{total} {', '.join(shown[:2])}".rstrip()
         rates = rates_text(row.get("perf", {}))
         self._show(what, step, total, f"{what}{f'; {rates}' if rates else ''}{self._left(step, total)}")
+
+    def _begin(self, part: str | int) -> None:
+        """Forgets the rate of another part of the work."""
+        if self._part == part:
+            return
+        self._part, self._first = part, None
+        if self._progress is not None and self._task is not None:
+            self._progress.reset(self._task)
 
     def _show(self, description: str, done: int, total: int, line: str) -> None:
         if self._progress is not None and self._task is not None:

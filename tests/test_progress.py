@@ -37,6 +37,20 @@ def test_what_was_done_before_says_nothing_of_the_rate(monkeypatch: pytest.Monke
     ]
 
 
+def test_another_total_is_that_of_other_work_with_its_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, text = 0.0, io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Reporter(Console(file=text, width=200)).step("zoo", "networks") as bar:
+        for seconds, done, total in ((0, 10, 60), (20, 20, 60), (40, 0, 900), (60, 300, 900)):
+            now = seconds
+            bar.update(done, total)
+    assert [line.strip() for line in text.getvalue().splitlines()[1:-1]] == [
+        "20/60, 0.5/s, about 80 s left",
+        "0/900",
+        "300/900, 15/s, about 40 s left",
+    ]
+
+
 def test_no_remaining_time_is_shown_without_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines_of([(20, 10), (40, 10), (60, 5)], monkeypatch) == ["10/100", "10/100", "5/100"]
 

@@ -55,7 +55,7 @@ def trained_zoo(root: str, zoo: ZooConfig, *, distributed: bool = True) -> Corpu
     """Trains the corpus of a recipe over Ray tasks or in this process."""
     folder = folder_of(root, "zoo", zoo.recipe())
     with Reporter().step("zoo", f"train networks into {folder}") as bar:
-        return train_zoo(zoo, folder, bar.update, distributed=distributed)
+        return train_zoo(zoo, folder, bar.update, bar.say, distributed=distributed)
 
 
 def trained_generators(

@@ -8,7 +8,7 @@ Shape letters beyond the legend in `raywgen.weights`: here B counts the tasks of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -25,7 +25,14 @@ _TASK_STREAM, _SAMPLE_STREAM = 4_000, 4_001
 
 
 def meta_trained(
-    module: nn.Module, state: StateDict, tasks: Sequence[Task], *, num_steps: int, learning_rate: float, seed: int
+    module: nn.Module,
+    state: StateDict,
+    tasks: Sequence[Task],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    seed: int,
+    on_step: Callable[[int], None] | None = None,
 ) -> StateDict:
     """Returns the start after Adam's steps on the mean loss of eight tasks each, at a rate that falls by a cosine.
 
@@ -39,6 +46,7 @@ def meta_trained(
         num_steps: Number of steps.
         learning_rate: Rate at the first step.
         seed: Keys the draws of tasks and samples.
+        on_step: Called after each step with the number of steps so far.
 
     Raises:
         TaskError: The network's head is not fitted, or there are no tasks, or one has fewer than two samples.
@@ -65,4 +73,6 @@ def meta_trained(
         nn.utils.clip_grad_norm_(trained.values(), _CLIP)
         optimizer.step()
         schedule.step()
+        if on_step is not None:
+            on_step(step + 1)
     return {name: trained[name].detach() if name in trained else tensor for name, tensor in state.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,12 +105,17 @@ def _execution(name: str, config: ZooConfig, executions: Mapping[str, Execution]
     return execution
 
 
-def plan_zoo(config: ZooConfig, executions: Mapping[str, Execution] | None = None) -> ZooPlan:
+def plan_zoo(
+    config: ZooConfig,
+    executions: Mapping[str, Execution] | None = None,
+    on_start: Callable[[float], None] | None = None,
+) -> ZooPlan:
     """Draws tasks, starts and data orders by the config's seed.
 
     Args:
         config: The recipe.
         executions: Network name -> `stacked` or `sequential`, where `config.execution` is `auto`.
+        on_start: Called with the share of the meta starts' steps that is done.
 
     Raises:
         TaskError: The config wants more tasks than there are, or a network does not take their samples.
@@ -119,7 +124,9 @@ def plan_zoo(config: ZooConfig, executions: Mapping[str, Execution] | None = Non
     tasks = {split: [build_task(recipe) for recipe in of_split] for split, of_split in recipes.items()}
     every = [task for of_split in tasks.values() for task in of_split]
     seen = tasks["seen"]
-    starts = [_start(recipe, config, index, every[0], seen) for index, recipe in enumerate(network_recipes(config))]
+    starts = [
+        _start(recipe, config, index, every[0], seen, on_start) for index, recipe in enumerate(network_recipes(config))
+    ]
     trajectories = _trajectory_specs(config, tasks)
     stacks = [
         stack
@@ -145,7 +152,14 @@ def initial_state(recipe: Mapping[str, object], seed: int) -> StateDict:
         return build_network(recipe).state_dict()
 
 
-def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task, seen: list[Task]) -> Start:
+def _start(
+    recipe: dict[str, Any],
+    config: ZooConfig,
+    index: int,
+    first: Task,
+    seen: list[Task],
+    on_start: Callable[[float], None] | None,
+) -> Start:
     seed = config.seed + index
     state = initial_state(recipe, seed)
     _try(recipe, state, first)
@@ -157,8 +171,13 @@ def _start(recipe: dict[str, Any], config: ZooConfig, index: int, first: Task, s
         (end,) = fit(module, begin, data, one, order_seeds=[seed], record_steps=[config.branch_steps])
         state = {name: tensor[0] for name, tensor in end.state_N.items()}
     if config.start == "meta":
+
+        def report(step: int) -> None:
+            if on_start is not None:
+                on_start((index + step / config.branch_steps) / len(config.networks))
+
         rates = {"num_steps": config.branch_steps, "learning_rate": config.meta_rate}
-        state = meta_trained(build_network(recipe).eval(), state, seen, seed=seed, **rates)
+        state = meta_trained(build_network(recipe).eval(), state, seen, seed=seed, on_step=report, **rates)
     network = NetworkFacts(name=network_name(recipe), recipe=recipe, layout=Layout.from_state_dict(state))
     return Start(network=network, state=state, seed=seed, kind=config.start)
 

@@ -30,7 +30,7 @@ from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
 from raywgen.zoo.task_pool import run_over_ray
 
 OnProgress = Callable[[int, int], None]
-"""Called with the optimiser steps so far and in total, summed over all networks."""
+"""Called with the optimiser steps so far and in total, summed over all networks; with those of meta starts before."""
 Session = Callable[[], AbstractContextManager[None]]
 _PLAN = f"{JOURNALS}/zoo.json"
 
@@ -51,8 +51,8 @@ def train_zoo(
         config: The recipe.
         root: Folder of the corpus, a path or URI that all nodes reach.
         on_progress: Called every few seconds and after every stack.
-        on_news: Called with sentences: the execution of each network if `config.execution` is `auto`, and lost
-            workers.
+        on_news: Called with sentences: the execution of each network if `config.execution` is `auto`, that a meta start
+            is trained, and lost workers.
         distributed: Whether to train over Ray actors; else training runs in this process.
         session: Starts Ray for these actors; it is entered once the tasks and networks are found, as that takes long.
 
@@ -80,7 +80,7 @@ def _train(
 ) -> Corpus:
     storage = CorpusStorage.at(root)
     executions = _executions(config, storage, on_news)
-    plan = plan_zoo(config, executions)
+    plan = _plan(config, executions, on_progress, on_news)
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
     with session() if session is not None else nullcontext():
         is_distributed = session is not None
@@ -88,6 +88,20 @@ def _train(
     corpus = _commit(plan, config, root, executions, starts, trained)
     storage.delete(JOURNALS)
     return corpus
+
+
+def _plan(
+    config: ZooConfig, executions: dict[str, Execution], on_progress: OnProgress | None, on_news: OnNews | None
+) -> ZooPlan:
+    total = config.branch_steps * len(config.networks)
+
+    def report(share: float) -> None:
+        if on_progress is not None:
+            on_progress(round(share * total), total)
+
+    if config.start == "meta" and on_news is not None:
+        on_news(f"start=meta: {total} steps by the loss of all seen tasks come before the networks")
+    return plan_zoo(config, executions, paced(report))
 
 
 def _existing(config: ZooConfig, root: str) -> Corpus | None:

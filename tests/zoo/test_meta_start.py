@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raywgen import actor_pool
 from raywgen.tasks import Task, TaskError, balanced_accuracy, build_network, build_task
 from raywgen.tasks.fitted_head import fitted_logits
 from raywgen.weights import StateDict
 from raywgen.weights.cache import FOLDER
+from raywgen.zoo import ZooConfig, train_zoo
+from raywgen.zoo.config import ZooTasks
 from raywgen.zoo.meta_start import meta_trained
 from raywgen.zoo.plan import initial_state
 from tests.text_encoders import SIGNS, make_encoder, make_sentences
@@ -85,3 +88,27 @@ def test_what_it_needs_is_named(tasks: list[Task]) -> None:
     fitted = network(tasks[0])
     with pytest.raises(TaskError, match="give num_seen_tasks above 0"):
         meta_trained(build_network(fitted), state, [], **options)
+
+
+def test_a_zoo_tells_how_much_of_its_start_is_trained(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actor_pool, "_SECONDS_BETWEEN_SHARES", 0.0)
+    named = {name: tasks[0].recipe[name] for name in ("path", "class_names", "base", "first_layer", "max_tokens")}
+    config = ZooConfig(
+        tasks=ZooTasks(kind="sentence-groups", classes=[0, 1, 2, 3], **named),
+        networks=[network(tasks[0])],
+        num_seen_tasks=2,
+        num_validation_tasks=0,
+        num_unseen_tasks=1,
+        seeds_per_task=1,
+        start="meta",
+        branch_steps=4,
+        num_steps=2,
+        checkpoint_steps=[2],
+        num_condition_samples=8,
+    )
+    done: list[tuple[int, int]] = []
+    said: list[str] = []
+    train_zoo(config, f"{tasks[0].recipe['path']}-zoo", lambda *one: done.append(one), said.append, distributed=False)
+    assert done[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {total for _, total in done[4:]} == {3 * 2}
+    assert any(line.startswith("start=meta: 4 steps by the loss of all seen tasks") for line in said)
