@@ -143,10 +143,10 @@ def hypernetwork(num_steps: int = 5, seed: int = 0, **settings: Any) -> Hypernet
         return Hypernetwork(config, normalizers(), DATA).eval()
 
 
-def units(num_steps: int = 5, seed: int = 0, data: DataSpec = DATA) -> Units:
+def units(num_steps: int = 5, seed: int = 0, data: DataSpec = DATA, num_references: int = 16) -> Units:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = UnitsConfig(width=32, task_loss=StageConfig(num_steps=num_steps))
+        config = UnitsConfig(width=32, num_references=num_references, task_loss=StageConfig(num_steps=num_steps))
         return Units(config, normalizers(), data).eval()
 
 

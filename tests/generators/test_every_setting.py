@@ -251,6 +251,7 @@ UNITS = {
     "num_layers": tried(2),
     "text_encoder": tried("bytes"),
     "code_noise": tried(1.0),
+    "num_references": tried(8),
     "statistics": tried("batch"),
     **group("task_loss", STAGE, base=stage_base("task_loss")),
 }

@@ -18,6 +18,7 @@ from raywgen.weights import Layout, TensorSpec
 
 _MATRICES = ("weight", "embedding")
 _NORMS = ("norm_scale", "norm_shift", "running_mean", "running_var")
+_MOST_FOLLOWED = 1 << 18
 _LOG_SCALE = 6.0
 _DEPTH_SCALE = 8.0
 _PLACE_FREQUENCIES = 3
@@ -77,6 +78,34 @@ class UnitLayout:
     axes: tuple[UnitAxis, ...]
     tensors: tuple[UnitTensor, ...]
     output: int
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether samples can be followed through the layers.
+
+        Through large networks that would take as long as to train them. Those with normalisation layers are mostly
+        residual sums, which no layout shows; they need it less, as a normalisation keeps the size of all units.
+        """
+        num_values = sum(tensor.spec.num_values for tensor in self.tensors)
+        return num_values <= _MOST_FOLLOWED and not any(axis.has_norm for axis in self.axes)
+
+    def pooling(self, num_features: int) -> int:
+        """Returns by how much maps are taken to be pooled after each kernel; 1 where nothing says that they are.
+
+        Layers of pooling have no weights. But where a chain of kernels ends in a matrix, the places of each channel
+        along its columns say how often the maps of the inputs were halved, if each time by as much.
+
+        Args:
+            num_features: Values of a sample.
+        """
+        kernels = [tensor for tensor in self.tensors if tensor.is_kernel]
+        ends = [tensor for tensor in self.tensors if tensor.axis_in is not None and not tensor.is_kernel]
+        if not kernels or not ends or any(axis.has_norm for axis in self.axes):
+            return 1
+        assert kernels[0].axis_in is not None
+        side, (height, width) = math.isqrt(num_features // self.axes[kernels[0].axis_in].num_units), ends[0].grid
+        factor = round((side / height) ** (1 / len(kernels)))
+        return factor if height == width and height * factor ** len(kernels) == side else 1
 
     def facts(self) -> Tensor:
         """Returns what is known of each axis, float32 `(num_axes, NUM_AXIS_FACTS)`."""

@@ -8,17 +8,21 @@ that nothing was trained on, of which the corpus holds no more than starts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.task_loss_stage import TaskLossStage
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
-from raywgen.generators.stage import Stage
+from raywgen.generators.stage import Stage, StageLoss
 from raywgen.generators.units.config import UnitsConfig
+from raywgen.generators.units.references import References
 from raywgen.generators.units.samples import Activations
 from raywgen.generators.units.writer import UnitWriter
 from raywgen.nn.conditions import SampleEncoder
 from raywgen.nn.text_encoders import build_text_encoder
+from raywgen.tasks import balanced_accuracy, balanced_cross_entropy
 from raywgen.weights import Condition, KeyedNoise, Layout, NormalizerTable, WeightBatch
 
 
@@ -34,42 +38,73 @@ class Units(Generator[UnitsConfig]):
         self.text = build_text_encoder(config.text_encoder, H)
         self.samples = SampleEncoder(data.num_features, data.max_classes, H)
         self.task = nn.Sequential(nn.LayerNorm(2 * H), nn.Linear(2 * H, H), nn.LayerNorm(H))
-        self.writer = UnitWriter(data.num_features, data.max_classes, H, config.num_layers)
+        sizes = data.num_features, data.max_classes, H
+        self.references = References(config.num_references, *sizes) if config.num_references else None
+        self.writer = UnitWriter(*sizes, config.num_layers, fits_output=self.references is not None)
 
     def all_stages(self) -> list[Stage]:
         """Returns the task-loss stage alone."""
         return [UnitsStage(self)]
 
-    def values(self, condition: Condition, layout: Layout, noise: KeyedNoise, code_noise: float) -> Tensor:
+    def tasks(self, condition: Condition) -> Tensor:
+        """Returns a vector of each task, `(B, H)`, of about unit size."""
+        samples_BSF = condition.samples_BSF[..., : self.data.num_features]
+        parts = self.text(condition.instructions), self.samples(samples_BSF, condition.labels_BS)
+        return self.task(torch.cat(parts, dim=-1))
+
+    def values(
+        self, condition: Condition, task_BH: Tensor, layout: Layout, noise: KeyedNoise, code_noise: float
+    ) -> Tensor:
         """Returns flat vectors `(B, D)`, differentiable in all parameters.
 
         Args:
             condition: B conditions.
+            task_BH: Their tasks.
             layout: Any layout.
             noise: B rows of noise on the codes of units.
             code_noise: Its size.
         """
         samples_BSF = condition.samples_BSF[..., : self.data.num_features]
-        parts_B2H = torch.cat([self.text(condition.instructions), self.samples(samples_BSF, condition.labels_BS)], -1)
         support = Activations.of_samples(samples_BSF, condition.labels_BS, self.data.max_classes)
-        return self.writer(layout, self.task(parts_B2H), support, noise, code_noise)
+        if self.references is not None:
+            support = self.references.beside(support, task_BH)
+        return self.writer(layout, task_BH, support, noise, code_noise)
 
     @torch.no_grad()
     def generate(self, request: GenerationRequest) -> Generated:
         """Writes networks; at temperature 0 the same condition gives the same network."""
         self.resolve_sampling(request.sampling)
         code_noise = self.config.code_noise * request.temperature
-        values_BD = self.values(request.condition, request.layout, request.noise, code_noise)
+        tasks_BH = self.tasks(request.condition)
+        values_BD = self.values(request.condition, tasks_BH, request.layout, request.noise, code_noise)
         return Generated(values_BD=values_BD, log_prob_B=None)
 
 
 class UnitsStage(TaskLossStage):
-    """Trains the units, with noise on their codes."""
+    """Trains the units, with noise on their codes, and beside them the predictor of remembered inputs' labels."""
 
     def __init__(self, generator: Units) -> None:
         super().__init__(generator.config.task_loss, generator.config.statistics)
         self.generator = generator
 
+    def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
+        """Remembers inputs of the tasks."""
+        if self.generator.references is not None:
+            self.generator.references.remember(batches, seed)
+
     def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
         """Returns flat vectors `(B, D)`, differentiable in all parameters."""
-        return self.generator.values(batch.condition, batch.layout, noise, self.generator.config.code_noise)
+        generator = self.generator
+        task_BH = generator.tasks(batch.condition)
+        return generator.values(batch.condition, task_BH, batch.layout, noise, generator.config.code_noise)
+
+    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
+        """Returns the loss of the written networks, and of the predictor, on the query samples."""
+        loss, metrics = super().forward(batch, noise)
+        if self.generator.references is None:
+            return StageLoss(loss=loss, metrics=metrics)
+        x_BSF = batch.query.samples_BSF[..., : self.generator.data.num_features]
+        logits_BSC = self.generator.references.predictor(x_BSF, self.generator.tasks(batch.condition))
+        predicted = balanced_cross_entropy(logits_BSC, batch.query.labels_BS).mean()
+        accuracy = balanced_accuracy(logits_BSC, batch.query.labels_BS).mean()
+        return StageLoss(loss=loss + predicted, metrics=metrics | {"predictor_accuracy": accuracy.detach()})

@@ -68,7 +68,7 @@ class Activations:
 
     Attributes:
         values_BSnP: One value of each unit for each sample and position; P is 1 where there are no maps.
-        member_BSC: Class of each sample, one-hot.
+        member_BSC: Class of each sample, one-hot; where samples belong to classes in part, they count by the sum.
         grid: Height and width of the maps.
     """
 
@@ -101,13 +101,27 @@ class Activations:
         pooled = nn.functional.adaptive_max_pool2d(maps_BSnhw.flatten(0, 2).unsqueeze(1), grid)
         return replace(self, values_BSnP=pooled.view(*maps_BSnhw.shape[:2], -1, 1), grid=(1, 1))
 
+    def pooled(self, factor: int) -> Activations:
+        """Returns each map pooled by a factor."""
+        if factor == 1:
+            return self
+        maps_Xhw = self.values_BSnP.unflatten(-1, self.grid).flatten(0, 2)
+        pooled_Xhw = nn.functional.max_pool2d(maps_Xhw.unsqueeze(1), factor).squeeze(1)
+        values_BSnP = pooled_Xhw.flatten(1).view(*self.values_BSnP.shape[:3], -1)
+        return replace(self, values_BSnP=values_BSnP, grid=(pooled_Xhw.shape[-2], pooled_Xhw.shape[-1]))
+
     def facts(self) -> Facts:
         """Measures all units, over samples and positions."""
-        mean_Bn = self.values_BSnP.mean(dim=(1, 3))
-        variance_Bn = self.values_BSnP.var(dim=(1, 3), unbiased=False)
-        count_BC1 = self.member_BSC.sum(dim=1).unsqueeze(-1)
-        centred_BSn = self.values_BSnP.mean(dim=3) - mean_Bn.unsqueeze(1)
-        class_BCn = torch.einsum("bsc,bsn->bcn", self.member_BSC, centred_BSn) / count_BC1.clamp(min=1)
+        member_BSC = self.member_BSC.detach()
+        weight_BS = member_BSC.sum(dim=2)
+        weight_BS = weight_BS / weight_BS.sum(dim=1, keepdim=True).clamp(min=_LEAST)
+        place_BSn = self.values_BSnP.mean(dim=3)
+        mean_Bn = torch.einsum("bs,bsn->bn", weight_BS, place_BSn)
+        square_BSn = (self.values_BSnP - mean_Bn[:, None, :, None]).square().mean(dim=3)
+        variance_Bn = torch.einsum("bs,bsn->bn", weight_BS, square_BSn)
+        count_BC1 = member_BSC.sum(dim=1).unsqueeze(-1)
+        class_BCn = torch.einsum("bsc,bsn->bcn", member_BSC, place_BSn - mean_Bn.unsqueeze(1))
+        class_BCn = class_BCn / count_BC1.clamp(min=_LEAST)
         return Facts(mean_Bn, variance_Bn, class_BCn)
 
     def through(self, weight_BRX: Tensor, kernel: tuple[int, int] | None) -> Activations:

@@ -15,27 +15,28 @@ from torch import Tensor, nn
 from raywgen.generators.units.axes import (
     NUM_AXIS_FACTS,
     NUM_PLACE_FEATURES,
+    UnitAxis,
     UnitLayout,
     UnitTensor,
     place_features,
     unit_layout,
 )
 from raywgen.generators.units.codes import NUM_CODE, unit_codes
+from raywgen.generators.units.fitted_output import FittedOutput
 from raywgen.generators.units.samples import Activations, Facts
 from raywgen.weights import KeyedNoise, Layout
 
 # One number of each unit for each kind of vector, for its row's scale, and for how much of the inputs' mean it sees.
-_SCALARS = ("bias", "norm_scale", "norm_shift", "running_mean", "running_var", "gain", "sees_mean")
+_SCALARS = ("bias", "norm_scale", "norm_shift", "running_mean", "running_var", "gain", "sees_mean", "fitted")
 _BIAS_SCALE = 0.3
 _NORM_SCALE = 0.1
 _GAIN_SCALE = 0.3
 _MOST_GAIN = 3.0
 _FIRST_OUTPUT = 0.1
 _MEAN_HIDDEN = -4.0
+_FITTED = 2.0
 _MOST_LOG = 8.0
 _LEAST = 1e-6
-# Support sets are not followed through larger networks, which would take as long as to train them.
-_MOST_FOLLOWED = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +60,18 @@ class UnitWriter(nn.Module):
     have the mean zero over the units of an axis. Outputs are small at first, and both sides of a product keep their
     size, which a bounded gain alone changes: from larger outputs the nearest way down is to write zeros.
 
+    To the rows of the outputs those are added that fit the samples best, as these are followed to there. By how much is
+    learned: where the samples are not what the network makes of them, as beside a residual sum, they help little.
+
     Args:
         num_features: F, values of a sample.
         max_classes: Most classes of a task.
         width: H, which is R, too.
         num_layers: Blocks.
+        fits_output: Whether the layer of outputs is fitted to the samples, too.
     """
 
-    def __init__(self, num_features: int, max_classes: int, width: int, num_layers: int) -> None:
+    def __init__(self, num_features: int, max_classes: int, width: int, num_layers: int, fits_output: bool) -> None:
         super().__init__()
         H = width
         self.code = nn.Sequential(nn.Linear(NUM_CODE + NUM_AXIS_FACTS, H), nn.GELU(), nn.Linear(H, H), nn.LayerNorm(H))
@@ -84,6 +89,7 @@ class UnitWriter(nn.Module):
         self.place_block = _block(H)
         self.roles = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, H + len(_SCALARS)))
         self.columns = nn.Sequential(nn.LayerNorm(H), nn.Linear(H, H))
+        self.fitted = FittedOutput() if fits_output else None
         for head in (self.roles[1], self.columns[1]):
             assert isinstance(head, nn.Linear)
             nn.init.normal_(head.weight, std=H**-0.5)
@@ -104,28 +110,45 @@ class UnitWriter(nn.Module):
         units = unit_layout(layout)
         roles = self._all_roles(units, task_BH, support, noise, code_noise)
         written: dict[str, Tensor] = {}
-        seen = {0: support} if layout.num_values <= _MOST_FOLLOWED else {}
+        seen = {0: support} if units.is_followed else {}
         shift_Bn: dict[int, Tensor] = {}
+        pooled = units.pooling(support.values_BSnP.shape[2])
         for tensor in units.tensors:
             if tensor.axis_in is None:
                 continue
             given = _read(seen.get(tensor.axis_in), units, tensor)
             rows_BnX, mean_Bn = self._matrix(units, tensor, roles, None if given is None else given.facts())
+            axis, scalar = units.axes[tensor.axis_out], roles[tensor.axis_out].scalar
+            bias_Bn = _BIAS_SCALE * scalar["bias"] if axis.has_bias else None
+            if self.fitted is not None and tensor.axis_out == units.output:
+                fitted_BnX, fitted_Bn = self._fitted(self.fitted, given, axis, scalar)
+                rows_BnX, mean_Bn = rows_BnX + fitted_BnX, None if mean_Bn is None else mean_Bn + fitted_Bn
             written[tensor.spec.name] = rows_BnX.flatten(1)
-            axis = units.axes[tensor.axis_out]
-            bias_Bn = _BIAS_SCALE * roles[tensor.axis_out].scalar["bias"] if axis.has_bias else None
             if mean_Bn is not None and bias_Bn is not None:
                 shift_Bn[tensor.axis_out] = bias_Bn = bias_Bn + mean_Bn
             if given is not None and tensor.axis_out != units.output:
                 with torch.no_grad():
                     made = given.through(rows_BnX, tensor.grid if tensor.is_kernel else None)
                     # A normalisation takes the bias before it away again.
-                    seen[tensor.axis_out] = made.rectified(None if axis.has_norm else bias_Bn, axis.has_norm)
+                    made = made.rectified(None if axis.has_norm else bias_Bn, axis.has_norm)
+                    seen[tensor.axis_out] = made.pooled(pooled) if tensor.is_kernel else made
         for tensor in units.tensors:
             if tensor.axis_in is None:
                 values_Bn = _vector(tensor, roles[tensor.axis_out].scalar, shift_Bn.get(tensor.axis_out))
                 written[tensor.spec.name] = values_Bn[:, : tensor.spec.num_values]
         return torch.cat([written[spec.name] for spec in layout.generated], dim=1)
+
+    def _fitted(
+        self, fitted: FittedOutput, given: Activations | None, axis: UnitAxis, scalar: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns what is added to the rows `(B, n, X)` and biases `(B, n)` of the outputs."""
+        share_B11 = torch.sigmoid(scalar["fitted"].mean(dim=1) + _FITTED)[:, None, None]
+        if given is None:
+            # Zero, and yet every parameter has a gradient whatever the layout.
+            nothing_B11 = 0.0 * share_B11 * sum(each for each in fitted.parameters())
+            return nothing_B11, nothing_B11.squeeze(-1)
+        rows_BnX, bias_Bn = fitted(given, axis.num_units, axis.has_bias)
+        return share_B11 * rows_BnX, share_B11.squeeze(-1) * bias_Bn
 
     def _all_roles(
         self, units: UnitLayout, task_BH: Tensor, support: Activations, noise: KeyedNoise, code_noise: float

@@ -98,3 +98,17 @@ def test_places_differ_and_a_single_one_has_no_features() -> None:
         assert places.shape == (grid[0] * grid[1], NUM_PLACE_FEATURES)
         assert len(torch.unique(places, dim=0)) == len(places)
     assert not place_features((1, 1), is_kernel=True).any()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "factor"),
+    [
+        ({"name": "cnn", "channels": [3], "num_classes": 2}, 2),
+        ({"name": "cnn", "channels": [3, 5], "num_classes": 2}, 2),
+        ({"name": "cnn", "channels": [3, 5, 4], "num_classes": 2}, 2),
+        ({"name": "mlp", "widths": [64, 9, 2]}, 1),
+        ({"name": "cifar-resnet", "depth": 8, "widths": [4, 8, 16], "in_channels": 1}, 1),
+    ],
+)
+def test_maps_are_pooled_as_often_as_the_columns_of_the_last_matrix_say(recipe: dict[str, Any], factor: int) -> None:
+    assert unit_layout(layout_of(recipe)).pooling(64) == factor

@@ -124,7 +124,13 @@ def test_every_parameter_has_a_gradient_whatever_the_layout() -> None:
     for recipe in recipes:
         layout = Layout.from_state_dict(build_network(recipe).state_dict())
         generator.zero_grad()
-        generator.values(images(2), layout, noise_for(2), 0.3).square().sum().backward()
+        given = images(2)
+        task_BH = generator.tasks(given)
+        values_BD = generator.values(given, task_BH, layout, noise_for(2), 0.3)
+        # The stage trains the predictor with each batch.
+        assert generator.references is not None
+        predicted_BSC = generator.references.predictor(given.samples_BSF, task_BH)
+        (values_BD.square().sum() + predicted_BSC.square().sum()).backward()
         assert [name for name, value in generator.named_parameters() if value.grad is None] == []
 
 

@@ -64,6 +64,11 @@ def test_it_is_what_the_layers_of_networks_make_of_the_samples(bias: bool) -> No
     images = samples_BSF.view(2, 12, 1, 8, 8)
     expected = torch.stack([layer(x) for layer, x in zip(layers, images, strict=True)])
     assert torch.allclose(pooled.values_BSnP.squeeze(-1), expected, atol=1e-5)
+    halved = convolved.rectified(shift(cnns, "features.0"), False).pooled(2)
+    convolved = halved.through(weights_of(cnns, "features.3.weight").flatten(2), (3, 3))
+    last = convolved.rectified(shift(cnns, "features.3"), False).pooled(2).on_grid((2, 2))
+    expected = torch.stack([net.get_submodule("features")(x) for net, x in zip(cnns, images, strict=True)])
+    assert torch.allclose(last.values_BSnP.squeeze(-1), expected, atol=1e-5)
 
 
 def test_values_that_are_no_square_maps_are_no_maps() -> None:
