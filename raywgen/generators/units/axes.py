@@ -100,7 +100,7 @@ class UnitLayout:
         """
         kernels = [tensor for tensor in self.tensors if tensor.is_kernel]
         ends = [tensor for tensor in self.tensors if tensor.axis_in is not None and not tensor.is_kernel]
-        if not kernels or not ends or any(axis.has_norm for axis in self.axes):
+        if not kernels or not ends:
             return 1
         assert kernels[0].axis_in is not None
         side, (height, width) = math.isqrt(num_features // self.axes[kernels[0].axis_in].num_units), ends[0].grid

@@ -142,18 +142,9 @@ class Activations:
         values_BSRP = found.view(num_samples, num_sets, -1, found.shape[2] * found.shape[3]).transpose(0, 1)
         return replace(self, values_BSnP=values_BSRP, grid=(found.shape[2], found.shape[3]))
 
-    def rectified(self, shift_Bn: Tensor | None, is_normalised: bool) -> Activations:
-        """Returns the values after a normalisation, if any, a shift, and rectification.
-
-        A normalisation is taken for one without a scale and shift of its own, which it hardly has at first.
-        """
-        values_BSnP = self.values_BSnP
-        if is_normalised:
-            facts = self.facts()
-            scale_Bn = facts.variance_BX.clamp(min=_LEAST).rsqrt()
-            values_BSnP = (values_BSnP - facts.mean_BX[:, None, :, None]) * scale_Bn[:, None, :, None]
-        if shift_Bn is not None:
-            values_BSnP = values_BSnP + shift_Bn[:, None, :, None]
+    def rectified(self, shift_Bn: Tensor | None) -> Activations:
+        """Returns the values after a shift, if any, and rectification."""
+        values_BSnP = self.values_BSnP if shift_Bn is None else self.values_BSnP + shift_Bn[:, None, :, None]
         return replace(self, values_BSnP=values_BSnP.relu())
 
 

@@ -128,9 +128,7 @@ class UnitWriter(nn.Module):
                 shift_Bn[tensor.axis_out] = bias_Bn = bias_Bn + mean_Bn
             if given is not None and tensor.axis_out != units.output:
                 with torch.no_grad():
-                    made = given.through(rows_BnX, tensor.grid if tensor.is_kernel else None)
-                    # A normalisation takes the bias before it away again.
-                    made = made.rectified(None if axis.has_norm else bias_Bn, axis.has_norm)
+                    made = given.through(rows_BnX, tensor.grid if tensor.is_kernel else None).rectified(bias_Bn)
                     seen[tensor.axis_out] = made.pooled(pooled) if tensor.is_kernel else made
         for tensor in units.tensors:
             if tensor.axis_in is None:
@@ -222,7 +220,7 @@ class UnitWriter(nn.Module):
         product_BnX = _of_unit_size(rows.row_BnR) @ _of_unit_size(column_BXR).mT
         rows_BnX = product_BnX * scale_B[:, None, None]
         axis = units.axes[tensor.axis_out]
-        if facts is None or axis.has_norm:
+        if facts is None:
             return rows_BnX, None
         mean_BX = facts.mean_BX.repeat_interleave(times, dim=1)
         seen_Bn = (rows_BnX @ mean_BX.unsqueeze(-1)).squeeze(-1)

@@ -49,7 +49,7 @@ def test_it_is_what_the_layers_of_networks_make_of_the_samples(bias: bool) -> No
         return weights_of(modules, f"{name}.bias") if bias else None
 
     perceptrons = built({"name": "mlp", "widths": [64, 7, 5, 2]})
-    hidden = given.through(weights_of(perceptrons, "0.weight"), None).rectified(shift(perceptrons, "0"), False)
+    hidden = given.through(weights_of(perceptrons, "0.weight"), None).rectified(shift(perceptrons, "0"))
     expected = torch.stack(
         [nn.Sequential(*list(net.children())[:2])(x) for net, x in zip(perceptrons, samples_BSF, strict=True)]
     )
@@ -59,14 +59,14 @@ def test_it_is_what_the_layers_of_networks_make_of_the_samples(bias: bool) -> No
     maps = given.as_maps(1)
     assert maps is not None
     convolved = maps.through(weights_of(cnns, "features.0.weight").flatten(2), (3, 3))
-    pooled = convolved.rectified(shift(cnns, "features.0"), False).on_grid((4, 4))
+    pooled = convolved.rectified(shift(cnns, "features.0")).on_grid((4, 4))
     layers = [nn.Sequential(*list(net.get_submodule("features").children())[:3], nn.Flatten()) for net in cnns]
     images = samples_BSF.view(2, 12, 1, 8, 8)
     expected = torch.stack([layer(x) for layer, x in zip(layers, images, strict=True)])
     assert torch.allclose(pooled.values_BSnP.squeeze(-1), expected, atol=1e-5)
-    halved = convolved.rectified(shift(cnns, "features.0"), False).pooled(2)
+    halved = convolved.rectified(shift(cnns, "features.0")).pooled(2)
     convolved = halved.through(weights_of(cnns, "features.3.weight").flatten(2), (3, 3))
-    last = convolved.rectified(shift(cnns, "features.3"), False).pooled(2).on_grid((2, 2))
+    last = convolved.rectified(shift(cnns, "features.3")).pooled(2).on_grid((2, 2))
     expected = torch.stack([net.get_submodule("features")(x) for net, x in zip(cnns, images, strict=True)])
     assert torch.allclose(last.values_BSnP.squeeze(-1), expected, atol=1e-5)
 
@@ -77,9 +77,3 @@ def test_values_that_are_no_square_maps_are_no_maps() -> None:
     maps = flat.as_maps(3)
     assert maps is not None
     assert maps.grid == (2, 2)
-
-
-def test_normalised_layers_have_unit_size() -> None:
-    flat = Activations.of_samples(3 + 2 * torch.randn(1, 64, 5), torch.arange(64).unsqueeze(0) % 2, 2)
-    found = flat.rectified(None, True).values_BSnP
-    assert float(found.square().mean()) == pytest.approx(0.5, abs=0.1)  # Half of a standard normal is cut off.
