@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raywgen.extras import hub_needed
 from raywgen.tasks import TaskError
 from raywgen.tasks.networks.text_models import packaged_folder
 from raywgen.tasks.text_datasets import TextData, load_texts
@@ -101,7 +102,7 @@ class HubEncoder:
         try:
             from transformers import AutoModel, AutoTokenizer
         except ImportError as error:
-            raise EncoderFolderError("sentence encoders need transformers; `pip install 'raywgen[hub]'`") from error
+            raise EncoderFolderError(hub_needed("a sentence encoder", "transformers")) from error
         if not (Path(folder) / "config.json").is_file():
             raise EncoderFolderError(f"{folder} holds no config.json; give model=FOLDER of an encoder of the hub")
         try:

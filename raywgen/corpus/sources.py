@@ -21,6 +21,7 @@ from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.sharded import is_index, may_be_part, name_of_index, parts_of_index, stray_part
 from raywgen.corpus.source_tree import MAGIC, SourceTree, until_magic
 from raywgen.corpus.storage import CorpusStorage
+from raywgen.extras import hub_needed
 from raywgen.locations import absolute, as_uri
 from raywgen.weights.kinds import (
     LEGACY,
@@ -379,7 +380,9 @@ def _fetch(name: str) -> Path:
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise CorpusError(f"{name} is no file or folder; for hub names run `pip install huggingface_hub`") from error
+        raise CorpusError(
+            f"{name} is no file or folder, and {hub_needed('a name of the hub', 'huggingface_hub')}"
+        ) from error
     try:
         return Path(
             huggingface_hub.snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in SUFFIXES] + ["*.json"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from raywgen.extras import hub_needed
 from raywgen.files import write_text
 from raywgen.generators import Generator
 from raywgen.generators.bundle_copies import CONFIG, local_bundle
@@ -53,7 +54,7 @@ def push_bundle(
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise HubError("push_to_hub needs huggingface_hub; install it by `pip install 'raywgen[hub]'`") from error
+        raise HubError(hub_needed("push_to_hub", "huggingface_hub")) from error
     with TemporaryDirectory(prefix="raywgen-") as temporary:
         facts = _copy_files(local_bundle(folder), Path(temporary))
         write_text(Path(temporary) / CARD, model_card(generator, repo_id, facts))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raywgen.extras import hub_needed
 from raywgen.inputs import UnusableFileError, inside
 from raywgen.locations import joined
 from raywgen.sealed import SealError, unseal
@@ -152,8 +153,7 @@ def _from_hub(text: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise BundleError(
-            f"{repository} needs huggingface_hub; install it by `pip install 'raywgen[hub]'`, or download the files "
-            "and give their folder"
+            f"{hub_needed(repository, 'huggingface_hub')}, or download the files and give their folder"
         ) from error
     try:
         folder = snapshot_download(found["repo"], revision=found["revision"], ignore_patterns=_NOT_FETCHED)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.nn.utils.rnn import pad_sequence
 
+from raywgen.extras import hub_needed
 from raywgen.names import one_of
 from raywgen.trust import HUB, check_address
 
@@ -187,9 +188,7 @@ def _load_hub(name: str) -> tuple[Any, Any]:
     try:
         from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
-        raise TextEncoderError(
-            f"text_encoder={name} needs transformers; install it by `pip install raywgen[hub]`"
-        ) from error
+        raise TextEncoderError(hub_needed(f"text_encoder={name}", "transformers")) from error
     path = name.removeprefix(HUB)
     try:
         # Safetensors alone: the older files of the hub are pickles. Code that lies beside a model is never run.

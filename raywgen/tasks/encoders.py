@@ -23,6 +23,7 @@ from pyarrow import fs
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from raywgen.extras import hub_needed
 from raywgen.sealed import sealed_json, unseal
 from raywgen.storage import Storage, StorageError
 from raywgen.tasks.base import TaskError
@@ -270,7 +271,7 @@ def _load_hub(name: str) -> FrozenEncoder:
     try:
         from transformers import AutoModel
     except ImportError as error:
-        raise EncoderError(f"encoder '{name}' needs transformers; install it by `pip install raywgen[hub]`") from error
+        raise EncoderError(hub_needed(f"encoder '{name}'", "transformers")) from error
     model_name = name.removeprefix(HUB)
     try:
         # Safetensors alone: the older files of the hub are pickles. Code that lies beside a model is never run.

@@ -21,6 +21,7 @@ import torch
 from pyarrow import fs
 from torch import Tensor
 
+from raywgen.extras import hub_needed
 from raywgen.parquet import bounded_batches, open_parquet
 from raywgen.storage import Storage
 from raywgen.tasks.base import TaskError
@@ -248,8 +249,7 @@ def _filesystem(where: str) -> tuple[fs.FileSystem, str]:
             from huggingface_hub import HfFileSystem  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise TaskError(
-                f"{where} needs huggingface_hub; install it by `pip install 'raywgen[hub]'`, or download the file and "
-                "give its local path"
+                f"{hub_needed(where, 'huggingface_hub')}, or download the file and give its local path"
             ) from error
         return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), where.removeprefix("hf://")
     if "://" in where:

@@ -234,7 +234,9 @@ def test_two_checkpoints_of_one_name_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("huggingface_hub") is not None, reason="huggingface_hub is installed")
 def test_a_hub_name_without_its_client_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CorpusError, match=r"org/model is no file or folder.*pip install huggingface_hub"):
+    with pytest.raises(
+        CorpusError, match=r"org/model is no file or folder.*huggingface_hub; install it by `pip install 'raywgen\[hub"
+    ):
         find_checkpoints(["org/model"])
 
 

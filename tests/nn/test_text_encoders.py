@@ -95,7 +95,7 @@ def test_unknown_encoders_are_refused(name: str) -> None:
 
 def test_without_transformers_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(TextEncoderError, match=r"hf:bert needs transformers; install it by `pip install raywgen\[hub"):
+    with pytest.raises(TextEncoderError, match=r"hf:bert needs transformers; install it by `pip install 'raywgen\[hub"):
         build_text_encoder("hf:bert", WIDTH)
 
 

@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_without_transformers_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(TaskError, match=r"pip install raywgen\[hub\]"):
+    with pytest.raises(TaskError, match=r"pip install 'raywgen\[hub\]'"):
         load_encoder("hf:facebook/dinov2-small")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raywgen.extras import hub_needed
 from raywgen.tasks.base import TaskError
 from raywgen.trust import HUB, check_address
 
@@ -84,7 +85,7 @@ def transformers_module() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise TaskError("text models need transformers; install it by `pip install 'raywgen[hub]'`") from error
+        raise TaskError(hub_needed("a text model", "transformers")) from error
     return transformers
 
 
