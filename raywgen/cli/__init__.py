@@ -28,14 +28,12 @@ from raywgen.cli.settings import (
     print_info,
     print_networks,
     print_page,
-    shipped_zoo,
     split_config,
     versions,
-    zoo_recipes,
 )
 from raywgen.cli.tune import tune
 from raywgen.cli.use import app as use_app
-from raywgen.config import given_once, load_config
+from raywgen.config import given_once, load_config, shipped_config, shipped_configs
 from raywgen.progress import Reporter, plain
 from raywgen.stops import Stopped, stop_signals
 from raywgen.trust import beside, named_in, trusting
@@ -128,7 +126,7 @@ def zoo_train(config: Shipped = None, overrides: Overrides = None, trust: Trust 
     from raywgen.zoo import ZooConfig, train_zoo
 
     path, rest = split_config(config, overrides)
-    settings = load_config(ZooConfig, shipped_zoo(path), rest)
+    settings = load_config(ZooConfig, shipped_config("zoo", path), rest)
     with Reporter().step("zoo", f"train networks into {settings.out}") as bar:
         corpus = train_zoo(
             settings,
@@ -144,7 +142,7 @@ def zoo_train(config: Shipped = None, overrides: Overrides = None, trust: Trust 
 def zoo_list() -> None:
     """List the shipped recipes and the networks that each trains."""
     table = Table("recipe", "what it makes")
-    for path in zoo_recipes():
+    for path in shipped_configs("zoo"):
         table.add_row(path.stem, plain(path.read_text().splitlines()[0].lstrip("# ")))
     out.print(table)
 
@@ -340,13 +338,10 @@ def report(
     run: Annotated[str, typer.Argument(help="The `out` of demo, evaluate, train, tune, finetune or generate.")],
 ) -> None:
     """Draw the self-contained HTML page on what a command left in its folder; the command drew it at its end."""
-    from raywgen.storage import Storage
+    from raywgen.evaluation.report import PAGES, write_report
+    from raywgen.tuning.report import PAGES as SEARCHES
 
-    if Storage.at(run).size("trials.jsonl") is None:
-        from raywgen.evaluation.report import write_report as draw
-    else:
-        from raywgen.tuning.report import redraw as draw
-    out.print(f"page: {plain(draw(run))}", highlight=False, soft_wrap=True)
+    out.print(f"page: {plain(write_report(run, {**SEARCHES, **PAGES}))}", highlight=False, soft_wrap=True)
 
 
 # Added here, so that help lists them after the commands that users need first.

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raywgen.config import ConfigError, to_yaml
+from raywgen.evaluation.report import write_report
 from raywgen.locations import joined
 from raywgen.locks import only_one
 from raywgen.out_folder import checked_out
@@ -24,7 +25,7 @@ from raywgen.tuning.config import TuneConfig
 from raywgen.tuning.live import LiveTable
 from raywgen.tuning.pipeline import Pipeline
 from raywgen.tuning.population import check_knobs, check_places, check_stage, make_scheduler
-from raywgen.tuning.report import write_report
+from raywgen.tuning.report import PAGES
 from raywgen.tuning.resources import check_resources, cluster_nodes
 from raywgen.tuning.results import (
     TrialRow,
@@ -253,5 +254,5 @@ def _finish(pipeline: Pipeline, config: TuneConfig) -> TuneResult:
     if configs.zoo is not None:
         storage.write(BEST_ZOO, to_yaml(configs.zoo).encode())
     write_tensorboard(rows, config.out)
-    write_report(result, config, pipeline.knobs)
+    write_report(config.out, PAGES)
     return result

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from raywgen.evaluation.report import REPORT
-from raywgen.evaluation.report.folder import Command, Folder, command, opened
-from raywgen.evaluation.report.rendering import write_page
+from raywgen.evaluation.report import Page
+from raywgen.evaluation.report.folder import CONFIG, Command, Folder, command
 from raywgen.locations import joined
 from raywgen.stored_config import read_stored_config
 from raywgen.tuning.config import TuneConfig
@@ -17,29 +16,25 @@ from raywgen.tuning.plots import curve_plot, importance_plot, slice_plot
 from raywgen.tuning.results import TABLE, TuneResult, best_row, read_table
 from raywgen.tuning.space import Knob, parse_space
 
-_BEST, _CONFIG = "best.yaml", "config.yaml"
+_BEST = "best.yaml"
 _PERCENT = 100.0
 
 
-def write_report(result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> str:
-    """Writes `report.html` into the search's folder: best so far, importance, a plot of each knob, all trials."""
-    with opened(result.out, _CONFIG) as folder:
-        content = _content(folder, result, config, knobs)
-        write_page(folder, REPORT, "tuning.html", content, package="raywgen.tuning")
-    return joined(result.out, REPORT)
-
-
-def redraw(location: str) -> str:
-    """Writes the page on a search anew from what its folder holds.
+def content(folder: Folder) -> dict[str, object]:
+    """Returns the values of all variables of the template, from the table and the config in a search's folder.
 
     Raises:
         ConfigError: The folder holds no search, or a damaged one.
         TuneError: No trial has a score.
     """
-    config = read_stored_config(TuneConfig, joined(location, _CONFIG))
-    rows = read_table(location)
-    result = TuneResult(out=location, rows=tuple(rows), best=best_row(rows), num_rungs=len(config.rungs))
-    return write_report(result, config, parse_space(config.space))
+    config = read_stored_config(TuneConfig, joined(folder.location, CONFIG))
+    rows = read_table(folder.location)
+    result = TuneResult(out=folder.location, rows=tuple(rows), best=best_row(rows), num_rungs=len(config.rungs))
+    return _content(folder, result, config, parse_space(config.space))
+
+
+PAGES: Mapping[str, Page] = {TABLE: Page("tuning.html", content, "raywgen.tuning", (CONFIG,))}
+"""The page on a search, by the file that makes a folder one; see `raywgen.evaluation.report.write_report`."""
 
 
 def _content(folder: Folder, result: TuneResult, config: TuneConfig, knobs: Sequence[Knob]) -> dict[str, object]:
@@ -95,7 +90,7 @@ def _content(folder: Folder, result: TuneResult, config: TuneConfig, knobs: Sequ
                 "best settings": _BEST,
                 "all trials": TABLE,
                 "tensorboard": "tensorboard",
-                "config": _CONFIG,
+                "config": CONFIG,
             }.items()
         ],
     }
@@ -124,7 +119,7 @@ def _next(folder: Folder, config: TuneConfig) -> list[Command]:
     curves = shlex.join(["tensorboard", "--logdir", folder.at("tensorboard")])
     return [
         command("Train with the best settings", "train", folder.at(_BEST)),
-        command("Go on with the search", "tune", folder.at(_CONFIG), *more),
+        command("Go on with the search", "tune", folder.at(CONFIG), *more),
         Command(what="Compare all trials in a browser", line=curves),
         command("Draw this page again", "report", folder.location),
     ]

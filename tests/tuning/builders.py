@@ -52,11 +52,6 @@ def row(trial: str, scores: list[float], status: str = "stopped", **knobs: Any) 
     return TrialRow(trial=trial, status=status, scores=kept, knobs=knobs)
 
 
-def result(rows: list[TrialRow], best: TrialRow, out: Path) -> TuneResult:
-    """Of three rungs."""
-    return TuneResult(out=str(out), rows=tuple(rows), best=best, num_rungs=3)
-
-
 @contextmanager
 def ray_of(num_cpus: int) -> Iterator[None]:
     import ray

@@ -11,23 +11,23 @@ from typer.testing import CliRunner
 
 from raywgen.cli import app
 from raywgen.config import ConfigError, save_config
+from raywgen.evaluation.report import write_report
 from raywgen.tuning import TuneConfig, TuneError
 from raywgen.tuning.importance import importance
 from raywgen.tuning.live import short_names, trials_table
 from raywgen.tuning.plots import best_so_far
-from raywgen.tuning.report import redraw, write_report
+from raywgen.tuning.report import PAGES
 from raywgen.tuning.results import TrialState, best_row, read_table, row_of, write_table
 from raywgen.tuning.space import parse_space
 from raywgen.tuning.tensorboard import write_tensorboard
-from tests.tuning.builders import result, row
+from tests.tuning.builders import row
 
-KNOBS = parse_space(
-    {
-        "train.a": {"uniform": [0, 1]},
-        "train.b": {"choice": ["x", "a longer value"]},
-        "train.c": {"loguniform": [1e-4, 1e-1], "when": {"train.b": "x"}},
-    }
-)
+SPACE = {
+    "train.a": {"uniform": [0, 1]},
+    "train.b": {"choice": ["x", "a longer value"]},
+    "train.c": {"loguniform": [1e-4, 1e-1], "when": {"train.b": "x"}},
+}
+KNOBS = parse_space(SPACE)
 ROWS = [
     row("000", [0.5, 0.6, 0.7], "done", **{"train.a": 0.1, "train.b": "x", "train.c": 1e-3}),
     row("001", [0.4], **{"train.a": 0.9, "train.b": "a longer value"}),
@@ -36,6 +36,13 @@ ROWS = [
     row("004", [0.0], "failed", **{"train.a": 0.4, "train.b": "x", "train.c": 2e-2}),
     row("005", [0.7, 0.6, 0.8], "done", **{"train.a": 0.25, "train.b": "a longer value"}),
 ]
+
+
+def make_search(folder: Path) -> Path:
+    """Makes what a search of these trials leaves."""
+    save_config(TuneConfig(zoo="digits", space=SPACE, out=str(folder)), folder / "config.yaml")
+    write_table(ROWS, str(folder))
+    return folder
 
 
 def test_the_best_is_of_those_that_went_furthest() -> None:
@@ -113,8 +120,7 @@ def test_short_names_tell_keys_apart() -> None:
 
 
 def test_the_report_holds_every_trial_and_every_knob(tmp_path: Path) -> None:
-    config = TuneConfig(zoo="digits", space={"train.seed": {"int": [0, 1]}}, out=str(tmp_path))
-    html = Path(write_report(result(ROWS, ROWS[2], tmp_path), config, KNOBS)).read_text()
+    html = Path(write_report(make_search(tmp_path), PAGES)).read_text()
     assert "Best: trial 002" in html
     assert "90.0 % accuracy on validation tasks" in html
     for trial in ("000", "001", "002", "003", "004", "005"):
@@ -128,29 +134,23 @@ def test_the_report_holds_every_trial_and_every_knob(tmp_path: Path) -> None:
     assert "mathdefault" not in html
 
 
-def test_the_command_draws_the_page_again_from_what_the_folder_holds(tmp_path: Path) -> None:
-    space = {"train.a": {"uniform": [0, 1]}, "train.b": {"choice": ["x", "a longer value"]}}
-    space["train.c"] = {"loguniform": [1e-4, 1e-1], "when": {"train.b": "x"}}
-    config = TuneConfig(zoo="digits", space=space, out=str(tmp_path))
-    save_config(config, tmp_path / "config.yaml")
-    write_table(ROWS, str(tmp_path))
+def test_the_command_draws_the_page_on_what_the_folder_holds(tmp_path: Path) -> None:
+    drawn = Path(write_report(make_search(tmp_path), PAGES)).read_text()
     assert read_table(str(tmp_path)) == ROWS
-    drawn = Path(write_report(result(ROWS, ROWS[2], tmp_path), config, KNOBS)).read_text()
     (tmp_path / "report.html").unlink()
     shown = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.split() == ["page:", f"{tmp_path}/report.html"]
-    again = (tmp_path / "report.html").read_text()
     written = re.compile("Written by raywgen on .*")
-    assert written.sub("", again) == written.sub("", drawn)
+    assert written.sub("", (tmp_path / "report.html").read_text()) == written.sub("", drawn)
 
 
 @pytest.mark.parametrize("damage", ["{", '{"trial": "000"}', ""])
 def test_a_damaged_table_is_named_with_the_remedy(tmp_path: Path, damage: str) -> None:
-    save_config(TuneConfig(zoo="digits", out=str(tmp_path)), tmp_path / "config.yaml")
+    make_search(tmp_path)
     (tmp_path / "trials.jsonl").write_text(damage)
     with pytest.raises((ConfigError, TuneError), match=r"trials\.jsonl cannot be read .*writes it|no trial"):
-        redraw(str(tmp_path))
+        write_report(tmp_path, PAGES)
 
 
 def test_tensorboard_has_hyperparameters_and_curves(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from raywgen.evaluation.report.folder import CONFIG, Folder
 
-_PACKAGE = "raywgen.evaluation.report"
+PACKAGE = "raywgen.evaluation.report"
+"""The package whose templates all pages extend."""
 
 
-def write_page(
-    folder: Folder, name: str, template: str, content: Mapping[str, object], package: str = _PACKAGE
-) -> None:
+def write_page(folder: Folder, name: str, template: str, content: Mapping[str, object], package: str = PACKAGE) -> None:
     """Writes a page into its folder.
 
     Args:
@@ -24,7 +23,7 @@ def write_page(
         content: Values of the template's variables.
         package: The package whose folder `templates` holds the template.
     """
-    loaders = [PackageLoader(each, "templates") for each in dict.fromkeys((package, _PACKAGE))]
+    loaders = [PackageLoader(each, "templates") for each in dict.fromkeys((package, PACKAGE))]
     environment = Environment(
         loader=ChoiceLoader(loaders),
         autoescape=True,

@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 
 from raywgen.evaluation.report import write_report
-from raywgen.tuning import TuneConfig
-from raywgen.tuning.report import write_report as write_tuning_report
+from raywgen.tuning.report import PAGES
 from tests.evaluation.report.builders import make_finetune, make_networks, make_run, make_training
-from tests.tuning.builders import result
-from tests.tuning.test_report import KNOBS, ROWS
+from tests.tuning.test_report import make_search
 
 BROWSER = Path(__file__).with_name("browser.py")
 IS_THERE = all(importlib.util.find_spec(name) for name in ("PyQt6", "axe_playwright_python"))
@@ -29,9 +27,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     written = [write_report(make(root / name)) for name, make in makers.items()]
     search = root / "search"
     search.mkdir()
-    config = TuneConfig(zoo="digits", space={"train.seed": {"int": [0, 1]}}, out=str(search))
-    (search / "config.yaml").write_text("zoo: digits\n")
-    written.append(write_tuning_report(result(ROWS, ROWS[2], search), config, KNOBS))
+    written.append(write_report(make_search(search), PAGES))
     return [Path(page) for page in written]
 
 
