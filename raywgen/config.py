@@ -133,11 +133,27 @@ def shipped_config(folder: str, name: str | None) -> str | None:
     Raises:
         ConfigError: It is neither; the message says the nearest shipped name.
     """
-    shipped = {path.stem: str(path) for path in shipped_configs(folder)}
-    if name is None or name in shipped:
-        return shipped.get(name or "")
-    check_file_or_name(name, shipped)
-    return name
+    if name is None:
+        return None
+    found = config_file(name, folder)
+    if found is None:
+        check_file_or_name(name, [path.stem for path in shipped_configs(folder)])
+    return str(found or name)
+
+
+def config_file(name: str, folder: str = "", working_dir: str | Path = "") -> Path | None:
+    """Returns the YAML file that a user's name stands for: a file of that name, else the shipped config.
+
+    Args:
+        name: A path, or the name of a shipped config without `.yaml`.
+        folder: The folder of shipped configs that the name is one of; without one, names are such as `igpg/digits`.
+        working_dir: The folder that relative paths begin at; the current one by default.
+
+    Returns:
+        The file; None where there is none here.
+    """
+    places = (Path(working_dir) / name, SHIPPED / folder / f"{name}.yaml")
+    return next((place for place in places if place.is_file()), None)
 
 
 def check_file_or_name(name: str, known: Collection[str]) -> None:

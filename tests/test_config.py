@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raywgen.benchmarks.demo import DemoConfig
-from raywgen.config import ConfigError, load_config, save_config, to_yaml
+from raywgen.config import SHIPPED, ConfigError, config_file, load_config, save_config, shipped_config, to_yaml
 from raywgen.config_help import describe
 from raywgen.generators.igpg import IGPGConfig
 from raywgen.stored_config import stored_config
+from raywgen.training import load_train_config
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -253,3 +254,23 @@ def test_describe_gives_the_defaults_of_a_group_where_it_stands() -> None:
     rates = {stage: getattr(default, stage).optimizer.learning_rate for stage in ("tokenizer", "prior", "task_loss")}
     assert len(set(rates.values())) == 3
     assert {stage: float(found[f"{stage}.optimizer.learning_rate"]) for stage in rates} == rates
+
+
+def test_a_name_is_that_of_a_file_here_or_of_a_shipped_config_past_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = SHIPPED / "zoo/digits.yaml"
+    Path("digits").mkdir()
+    Path("igpg/digits").mkdir(parents=True)
+    assert config_file("digits", "zoo") == digits
+    assert shipped_config("zoo", "digits") == str(digits)
+    assert config_file("zoo/digits") == digits
+    assert load_train_config("igpg/digits").method == "igpg"
+    with pytest.raises(ConfigError, match=r"'digit' is no file and none of .*did you mean 'digits'"):
+        shipped_config("zoo", "digit")
+    Path("digits").rmdir()
+    Path("digits").touch()
+    assert config_file("digits", "zoo") == Path("digits")
+    assert config_file("digits", "zoo", Path("igpg")) == digits
+    assert config_file("nothing") is None

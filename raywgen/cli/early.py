@@ -7,10 +7,9 @@ typed is said. What lies elsewhere than on this machine is looked for later, too
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from raywgen.cli.known_settings import settings_of_command
-from raywgen.config import SHIPPED, parse_overrides, read_yaml
+from raywgen.config import config_file, parse_overrides, read_yaml
 from raywgen.config_help import Setting
 from raywgen.generators.method_names import METHOD_NAMES
 
@@ -90,9 +89,5 @@ def _is_checked(command: str, out: str, settings: Sequence[Setting]) -> bool:
 
 
 def _from_file(config: str | None) -> dict[str, object]:
-    if config is None or "://" in config:
-        return {}
-    path = Path(config)
-    if not path.exists() and not path.suffix:
-        path = (SHIPPED / config).with_suffix(".yaml")
-    return read_yaml(path) if path.is_file() else {}
+    path = None if config is None else config_file(config)
+    return {} if path is None else read_yaml(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from raywgen.cli.known_settings import settings_of_command, settings_of_method
-from raywgen.config import SHIPPED, read_yaml
+from raywgen.config import config_file, read_yaml
 from raywgen.config_help import Setting
 from raywgen.generators.method_names import METHOD_NAMES, is_import_path
 
@@ -104,9 +103,8 @@ def methods_of(given: Sequence[str]) -> list[str]:
         name = argument.removeprefix("method=")
         if name in METHOD_NAMES or is_import_path(name):
             return [name]
-        shipped = (SHIPPED / name).with_suffix(".yaml")
-        path = Path(name) if Path(name).is_file() else shipped
-        if "=" not in argument and path.is_file():
+        path = None if "=" in argument else config_file(name)
+        if path is not None:
             return [str(read_yaml(path).get("method", METHOD_NAMES[0]))]
     return []
 

@@ -17,7 +17,7 @@ from raywgen.cli.failures import is_one_line, line_of, print_aside
 from raywgen.cli.help_page import SettingsCommand as SettingsCommand
 from raywgen.cli.help_page import out as out
 from raywgen.cli.known_settings import SCHEMAS as SCHEMAS
-from raywgen.config import given_once, shipped_config, shipped_configs
+from raywgen.config import given_once
 from raywgen.generators.method_names import METHOD_NAMES
 from raywgen.progress import plain
 from raywgen.trust import trusting
@@ -163,13 +163,3 @@ def _mean(values: list[float], digits: int, several: bool) -> str:
         return "-"
     spread = f" ±{pstdev(values):.{digits}f}" if several else ""
     return f"{fmean(values):.{digits}f}{spread}"
-
-
-def zoo_recipes() -> list[Path]:
-    """Returns the files of the shipped zoo recipes."""
-    return shipped_configs("zoo")
-
-
-def shipped_zoo(config: str | None) -> str | None:
-    """Returns the file of a shipped recipe's name; anything else stays as it is."""
-    return shipped_config("zoo", config)

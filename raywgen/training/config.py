@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from raywgen.config import SHIPPED, ConfigError, check_file_or_name, load_config, one_line
+from raywgen.config import ConfigError, check_file_or_name, config_file, load_config, one_line
 from raywgen.generators import METHODS, GeneratorConfig, UnknownMethodError, is_import_path, method
 from raywgen.nn.devices import Device
 from raywgen.nn.precision import Precision
@@ -225,13 +225,10 @@ def load_train_config(
         return load_config(TrainConfig, None, [f"method={name}", *overrides])
     if "://" in name:
         return load_config(TrainConfig, name, overrides)
-    path = Path(working_dir or "") / name
-    shipped = (SHIPPED / name).with_suffix(".yaml")
-    if not path.exists():
-        if not Path(name).suffix and shipped.is_file():
-            return load_config(TrainConfig, shipped, overrides)
+    found = config_file(name, working_dir=working_dir or "")
+    if found is None:
         check_file_or_name(name, METHODS)
-    return load_config(TrainConfig, path, overrides)
+    return load_config(TrainConfig, found or Path(working_dir or "") / name, overrides)
 
 
 def read_train_config(path: str | Path) -> TrainConfig:
