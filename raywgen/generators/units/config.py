@@ -27,7 +27,7 @@ class UnitsConfig(GeneratorConfig):
     width: int = 128
     num_layers: int = 1
     text_encoder: str = "words"
-    code_noise: float = 0.3
+    code_noise: float = 0.05
     num_references: int = 512
     statistics: Statistics = "stored"
     task_loss: StageConfig = field(
