@@ -5,10 +5,11 @@ With `varied=width` the networks differ in width instead.
 All networks solve one task, each from a start of its own. A network of an unseen depth is compared with networks of
 that depth that were trained as the zoo's were, with stored ones of the neighbouring depths whose blocks (or channels)
 are repeated or left out, with those of a hypernetwork and of a generator of units, both trained by the task's loss
-alone, and with fresh ones. Every
-figure is the mean over the same number of choices among equally many candidates, made by the loss on the labelled
-samples of the condition. Statistics of batch normalisation are estimated anew from unlabelled training samples for all
-but trained networks; networks with the statistics that were written are a row of their own.
+alone, and with fresh ones. The generator of units needs no trained networks: it is trained on starts of more sizes than
+the zoo has, none of them one that is judged as unseen. Every figure is the mean over the same number of choices among
+equally many candidates, made by the loss on the labelled samples of the condition. Statistics of batch normalisation
+are estimated anew from unlabelled training samples for all but trained networks; networks with the statistics that were
+written are a row of their own.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ _ZOO = ["checkpoint_steps=[300,400]"]
 _PUBLISHED = {"resnet-110 on CIFAR-10": 46.0}
 # A seen size, one between those of the zoo, one beyond: depths, or channels of the first stage.
 _SIZES: dict[Varied, tuple[int, int, int]] = {"depth": (26, 20, 44), "width": (12, 8, 20)}
+# Sizes of the starts that the generator of units is trained on.
+_STARTS: dict[Varied, list[int]] = {
+    "depth": [8, 14, 26, 32, 38],
+    "width": [3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18],
+}
 
 
 @dataclass(kw_only=True)
@@ -64,6 +70,8 @@ class IGPGDepthsConfig(SeededConfig):
         finetune_rates: Learning rates of one epoch of fine-tuning; each start gets the best on held-out samples.
         hypernetwork: Training of the hypernetwork, with the same conditions as IGPG's.
         units: Training of the generator that writes unit by unit, likewise.
+        starts: Depths (or widths) of the untrained networks that it is trained on; by default 8, 14, 26, 32 and 38
+            (3 to 18 but 8).
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=8]`.
         igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
     """
@@ -92,6 +100,7 @@ class IGPGDepthsConfig(SeededConfig):
             ),
         )
     )
+    starts: list[int] = field(default_factory=list)
     zoo: list[str] = field(default_factory=list)
     igpg: list[str] = field(default_factory=list)
     out: str = "runs/benchmarks/igpg-depths"
@@ -105,9 +114,12 @@ class IGPGDepthsConfig(SeededConfig):
         self.seen, self.between, self.beyond = (
             size or default for size, default in zip(given, _SIZES[self.varied], strict=True)
         )
+        self.starts = self.starts or _STARTS[self.varied]
         sizes = [size_of(network, self.varied) for network in zoo_recipe(self, self.seed).networks]
         if self.seen not in sizes or {self.between, self.beyond} & set(sizes):
             raise ValueError(f"seen={self.seen}, between={self.between}, beyond={self.beyond}: the zoo's are {sizes}")
+        if known := {self.between, self.beyond} & set(self.starts):
+            raise ValueError(f"starts={self.starts}: {min(known)} is to be unseen; leave it out")
         if not min(sizes) < self.between < max(sizes) < self.beyond:
             raise ValueError(
                 f"between={self.between}, beyond={self.beyond}: must lie between and above the zoo's {sizes}"
@@ -120,6 +132,12 @@ def zoo_recipe(config: IGPGDepthsConfig, seed: int) -> ZooConfig:
     data_keys = [f"{key}={value}" for key, value in given.items() if value]
     overrides = [*_ZOO, *data_keys, *config.zoo, f"seed={seed}"]
     return load_config(ZooConfig, SHIPPED / "zoo" / f"resnet-{config.varied}s.yaml", overrides)
+
+
+def starts_recipe(config: IGPGDepthsConfig, zoo: ZooConfig) -> ZooConfig:
+    """Returns the recipe of the untrained networks from which the generator of units learns sizes."""
+    networks = [of_size(zoo.networks[0], config.varied, size) for size in config.starts]
+    return replace(zoo, networks=networks, seeds_per_task=1, num_steps=1, checkpoint_steps=[0])
 
 
 def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -139,6 +157,7 @@ def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]
         "statistics": f"estimated anew on {config.num_unlabelled} unlabelled training samples, but of trained networks",
         "zoo": config.zoo,
         "igpg": config.igpg,
+        "starts": config.starts,
         "each_seed": rows,
     }
     return figures, config.conditions(spreads) | conditions
@@ -151,7 +170,8 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
         corpus = trained_zoo(root, zoo)
         stored = stored_networks(corpus, varied)
         originals = stored | stored_networks(trained_zoo(root, replace(zoo, networks=unseen)), varied)
-        run, others = _trained(config, root, corpus, seed)
+        starts = trained_zoo(root, starts_recipe(config, zoo))
+        run, others = _trained(config, root, corpus, starts, seed)
     (facts,) = corpus.tasks.values()
     task = build_task(facts.recipe)
     rows = _SizeRows(
@@ -192,7 +212,7 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
 
 
 def _trained(
-    config: IGPGDepthsConfig, root: str, corpus: Corpus, seed: int
+    config: IGPGDepthsConfig, root: str, corpus: Corpus, starts: Corpus, seed: int
 ) -> tuple[TrainConfig, dict[str, TrainConfig]]:
     """Trains IGPG and the generators without a distribution, and returns their runs."""
     make = partial(load_config, TrainConfig, SHIPPED / "igpg" / "resnet-depths.yaml")
@@ -200,8 +220,8 @@ def _trained(
     out = folder_of(root, "igpg", asdict(make([*config.igpg, *run_settings])))
     run = make([*config.igpg, *run_settings, f"out={out}"])
     others = {}
-    for name, generator in (("hypernetwork", config.hypernetwork), ("units", config.units)):
-        other = replace(run, method=name, generator=generator, out="")
+    for name, generator, given in (("hypernetwork", config.hypernetwork, corpus), ("units", config.units, starts)):
+        other = replace(run, method=name, generator=generator, corpus=given.location, out="")
         others[name] = replace(other, out=folder_of(root, name, asdict(other)))
     with Reporter().step("train", "IGPG's tokeniser, prior and task-loss stage, then hypernetwork and units") as bar:
         launch([run, *others.values()], bar.training)
