@@ -10,7 +10,19 @@ import raywgen
 ROOT = Path(raywgen.__file__).parent
 ORDER = {
     "generation": (
-        *("statistics", "refine", "best", "conditions", "judge", "modules", "stored_names", "hub", "fill", "loading"),
+        *(
+            "warn_caller",
+            "statistics",
+            "refine",
+            "best",
+            "conditions",
+            "judge",
+            "modules",
+            "stored_names",
+            "hub",
+            "fill",
+            "loading",
+        ),
         *("adapt_config", "adapt_text", "adapt"),
         *("config", "request", "plan", "worker", "executor", "early"),
         *("network_files", "sink", "file_sink", "adapter_sink", "sinks", "generate"),
