@@ -96,7 +96,7 @@ class IGPGDepthsConfig(SeededConfig):
         default_factory=lambda: UnitsConfig(
             statistics="batch",
             task_loss=StageConfig(
-                num_steps=1000, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100)
+                num_steps=2500, batch_size=2, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100)
             ),
         )
     )
