@@ -22,15 +22,13 @@ from raywgen.nn.devices import Device, DeviceError, resolved_device, say_device
 
 
 def chosen_device(config: GenerateConfig) -> Literal["cpu", "cuda"]:
-    """Returns the kind of device that networks are generated on; under `auto` it is said in one line.
+    """Returns the kind of device that networks are generated on.
 
     Raises:
         DeviceError: A GPU is asked for, and this machine, or the Ray cluster, has none.
     """
     if config.where == "here":
-        device = resolved_device(config.device)
-        say_device(f"{config.out}: generates", config.device, device)
-        return "cuda" if device.type == "cuda" else "cpu"
+        return "cuda" if resolved_device(config.device).type == "cuda" else "cpu"
     if config.device == "cpu":
         return "cpu"
     if is_started_here():
@@ -40,9 +38,21 @@ def chosen_device(config: GenerateConfig) -> Literal["cpu", "cuda"]:
         has_gpus = _connected().cluster_resources().get("GPU", 0) > 0
     if config.device == "cuda" and not has_gpus:
         raise DeviceError("device=cuda: the Ray cluster has no GPU; give device=auto or device=cpu, or add one")
-    if config.device == "auto":
-        print(f"{config.out}: generates on {'GPUs' if has_gpus else 'CPUs'} of Ray", file=sys.stderr, flush=True)
     return "cuda" if has_gpus else "cpu"
+
+
+def say_place(config: GenerateConfig, asked: Device) -> None:
+    """Says in one line which device networks are generated on, where `auto` was asked for.
+
+    Args:
+        config: The settings, with the chosen device.
+        asked: The device that was asked for.
+    """
+    if config.where == "here":
+        say_device(f"{config.out}: generates", asked, resolved_device(config.device))
+    elif asked == "auto":
+        kind = "GPUs" if config.device == "cuda" else "CPUs"
+        print(f"{config.out}: generates on {kind} of Ray", file=sys.stderr, flush=True)
 
 
 Kept = Callable[[int], Mapping[str, Tensor]]

@@ -5,16 +5,18 @@ Request, plan, executor, sink: each takes what the one before it returns.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 from raywgen.corpus import Corpus
 from raywgen.corpus.writing import writing
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.early import checked_request, needs_corpus
-from raywgen.generation.executor import chosen_device, execute
+from raywgen.generation.executor import chosen_device, execute, is_started_here, say_place
 from raywgen.generation.fill import TrainedGenerator
 from raywgen.generation.judge import ChanceWarning, remedies
 from raywgen.generation.loading import load
@@ -24,7 +26,7 @@ from raywgen.generation.sink import Sink
 from raywgen.generation.sinks import make_sink
 from raywgen.generation.statistics import warn_of_statistics
 from raywgen.generation.warn_caller import warn_caller
-from raywgen.generators import Sampling
+from raywgen.nn.devices import Device
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point
@@ -51,7 +53,8 @@ def generate(
         on_progress: Called with the number of networks kept so far and the number of all.
         on_values: Called in its place where networks are generated in pieces, with the number of values kept so far and
             the number of all.
-        session: Starts Ray, where `config.where` is `ray`; it is entered once the request is resolved.
+        session: Starts or joins Ray, where `config.where` is `ray`; it is entered once there is something to generate,
+            or where only the cluster knows if it has GPUs.
 
     Returns:
         One row per network: path or checkpoint id, task (`""` for none), network, which draw of these it is,
@@ -84,27 +87,35 @@ def generate(
         corpus.arrange(trained.generator.layouts)
     sampling = trained.generator.resolve_sampling(config.sampling)
     request = resolve_request(config, corpus, trained)
-    with session() if config.where == "ray" else nullcontext():
-        config = replace(config, device=chosen_device(config))
-        return _generate(config, request, sampling, trained, on_progress, on_values)
+    asks_cluster = config.where == "ray" and config.device != "cpu" and not is_started_here()
+    with session() if asks_cluster else nullcontext():
+        chosen = replace(config, device=chosen_device(config))
+        plan = make_plan(chosen, request, sampling, trained.generator)
+        work = _Work(chosen, plan, trained, make_sink(chosen, plan), asked=config.device, session=session)
+        return _generate(work, on_progress, on_values)
 
 
-def _generate(
-    config: GenerateConfig,
-    request: ResolvedRequest,
-    sampling: Sampling,
-    trained: TrainedGenerator,
-    on_progress: OnProgress | None,
-    on_values: OnProgress | None,
-) -> list[NetworkRow]:
-    plan = make_plan(config, request, sampling, trained.generator)
-    sink = make_sink(config, plan)
+class _Work(NamedTuple):
+    """The work of a request: `config` has the chosen device, and `asked` is the one that was asked for."""
+
+    config: GenerateConfig
+    plan: GenerationPlan
+    trained: TrainedGenerator
+    sink: Sink
+    asked: Device
+    session: Callable[[], AbstractContextManager[None]]
+
+
+def _generate(work: _Work, on_progress: OnProgress | None, on_values: OnProgress | None) -> list[NetworkRow]:
+    config, plan, trained, request = work.config, work.plan, work.trained, work.plan.request
     kept = keeping(f"{config.out} keeps the networks that are written; the same command goes on with the others")
     with kept, writing(config.out):
-        existing = sink.existing()
-        report = _reports(plan, on_progress, on_values)
-        rows = _run(config, plan, trained, sink, report) if existing is None else existing
-    if existing is None:
+        existing = work.sink.existing()
+        rows = _run(work, _reports(plan, on_progress, on_values)) if existing is None else existing
+    if existing is not None:
+        num = "the network" if len(rows) == 1 else f"all {len(rows):,} networks"
+        print(f"{config.out}: {num} of these settings are there already", file=sys.stderr, flush=True)
+    else:
         _warn_of_unknown(request, rows, trained)
         _warn_of_statistics(request, rows)
     _warn_of_chance(request, rows, trained)
@@ -132,21 +143,19 @@ def _reports(
     return report
 
 
-def _run(
-    config: GenerateConfig,
-    plan: GenerationPlan,
-    trained: TrainedGenerator,
-    sink: Sink,
-    report: Callable[[Collection[WorkItem]], None],
-) -> list[NetworkRow]:
+def _run(work: _Work, report: Callable[[Collection[WorkItem]], None]) -> list[NetworkRow]:
     """Does the work items that are pending and writes each result as it comes."""
+    config, sink = work.config, work.sink
     pending = sink.pending()
     left = {item.index: item for item in pending}
     report(left.values())
-    for result in execute(config, plan, pending, trained, sink.kept):
-        sink.write(result)
-        del left[result.item.index]
-        report(left.values())
+    if pending:
+        say_place(config, work.asked)
+        with work.session() if config.where == "ray" else nullcontext():
+            for result in execute(config, work.plan, pending, work.trained, sink.kept):
+                sink.write(result)
+                del left[result.item.index]
+                report(left.values())
     return sink.finish()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from raywgen.generation import GenerateConfig
-from raywgen.generation.executor import chosen_device
+from raywgen.generation.executor import chosen_device, say_place
 from raywgen.nn.devices import DeviceError
 
 
@@ -32,8 +33,11 @@ def test_actors_take_gpus_where_ray_has_some(
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     for found, device in ((2.0, "cuda"), (0.0, "cpu")):
         monkeypatch.setattr(ray, "cluster_resources", lambda found=found: {"CPU": 4.0, "GPU": found})
-        assert chosen_device(GenerateConfig(where="ray", out="x")) == device
+        asked = GenerateConfig(where="ray", out="x")
+        assert chosen_device(asked) == device
+        say_place(replace(asked, device=chosen_device(asked)), asked.device)
         assert chosen_device(GenerateConfig(where="ray", device="cpu")) == "cpu"
+        say_place(replace(asked, device="cpu"), "cpu")
     assert capfd.readouterr().err.splitlines() == ["x: generates on GPUs of Ray", "x: generates on CPUs of Ray"]
     with pytest.raises(DeviceError, match="the Ray cluster has no GPU"):
         chosen_device(GenerateConfig(where="ray", device="cuda"))

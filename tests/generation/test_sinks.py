@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -214,15 +215,26 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def test_a_corpus_of_the_same_settings_is_reused_and_another_refused(
-    zoo_corpus: Corpus, bundle: str, tmp_path: Path
+    zoo_corpus: Corpus,
+    bundle: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def start() -> AbstractContextManager[None]:
+        pytest.fail("nothing is left to do for Ray")
+
     mine = tmp_path / "bundle"
     shutil.copytree(bundle, mine)
     settings = config(zoo_corpus, str(mine), tmp_path / "out", into="corpus", **SETTINGS)
     rows = generate(settings)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert generate(dataclasses.replace(settings, where="ray", num_actors=2)) == rows
-    assert not ray.is_initialized(), "nothing is left to do for Ray"
+    capsys.readouterr()
+    assert generate(dataclasses.replace(settings, where="ray", num_actors=2), session=start) == rows
+    assert not ray.is_initialized()
+    assert capsys.readouterr().err == f"{tmp_path / 'out'}: all 20 networks of these settings are there already\n"
     with pytest.raises(CorpusError, match="another recipe"):
         generate(dataclasses.replace(settings, num=6))
     # The same folder, but other values: no earlier network may pass for one of theirs.
