@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from raywgen.storage import Storage, StorageError
 SCHEMES = ("s3", "gs", "hdfs", "file")
 """Schemes of the URIs that files are written to."""
 _MOST_SECONDS = 60.0
+_LEAST_ROOM = 1 << 20
+"""Bytes that the smallest command writes: settings, a journal, a log and a page."""
 _LIKE_A_URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/")
 
 
@@ -52,6 +55,30 @@ def checked_out(out: str | Path, example: str) -> str:
         raise OutError(f"out={text} names no bucket or server; give a URI such as s3://bucket/{example}")
     _try_to_write(storage)
     return text
+
+
+def check_room(out: str, num_bytes: int) -> None:
+    """Refuses a folder whose disk has no room for what it is to hold; object stores have room for anything.
+
+    What lies in the folder already counts as part of that, as a command goes on where it stopped, or replaces files.
+
+    Args:
+        out: A local folder, which need not exist yet, or a URI.
+        num_bytes: Bytes that it is to hold, at least.
+
+    Raises:
+        OutError: There is no room for them.
+    """
+    if "://" in out:
+        return
+    folder = Path(out)
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(_existing(folder)).free
+    if num_bytes - there > free:
+        raise OutError(
+            f"out={out} is to hold at least {_mib(num_bytes)}, and its disk has {_mib(free)} left; free some disk "
+            "space, or name a folder on another disk"
+        )
 
 
 def local_out(out: str | Path, example: str, what: str, key: str = "out") -> str:
@@ -109,11 +136,24 @@ def _check_path(text: str, path: Path, example: str, key: str = "out") -> None:
     _check_place(text, path, example, key)
     if path.is_file():
         raise OutError(f"{key}={text} is a file; name a folder, such as {key}={example}")
-    above = next((each for each in (path, *path.absolute().parents) if each.exists()), path)
+    above = _existing(path)
     if not above.is_dir():
         raise OutError(f"{key}={text} would lie in {above}, which is a file; name a folder, such as {key}={example}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise OutError(f"{key}={text} cannot be written: {above} does not allow it; name another folder")
+    if shutil.disk_usage(above).free < _LEAST_ROOM:
+        raise OutError(
+            f"{key}={text} cannot be written: its disk is full; free some disk space, or name another folder"
+        )
+
+
+def _existing(path: Path) -> Path:
+    """Returns the path itself, or the first folder above it that is there."""
+    return next((each for each in (path, *path.absolute().parents) if each.exists()), path)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _check_place(text: str, path: Path, example: str, key: str) -> None:

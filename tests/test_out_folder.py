@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 from raywgen import out_folder
 from raywgen.benchmarks.run import run
 from raywgen.cli import app
-from raywgen.out_folder import OutError, checked_out, local_file, local_out, local_path
+from raywgen.out_folder import OutError, check_room, checked_out, local_file, local_out, local_path
 from raywgen.storage import Storage, StorageError
 
 
@@ -188,3 +189,25 @@ def test_a_benchmark_refuses_a_uri_and_the_current_folder() -> None:
         run(["tune", "out=s3://bucket/tune"])
     with pytest.raises(OutError, match=r"out=\. is the current folder"):
         run(["tune", "out=."])
+
+
+def test_a_disk_without_room_is_noticed_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def have(free: int) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free if path.exists() else None))
+
+    out = str(tmp_path / "new/runs")
+    have(0)
+    with pytest.raises(OutError, match=r"^out=.*new/runs cannot be written: its disk is full; free some disk space"):
+        checked_out(out, "runs/mine")
+    have(3 << 20)
+    assert checked_out(out, "runs/mine") == out
+    check_room(out, 3 << 20)
+    with pytest.raises(
+        OutError, match=r"is to hold at least 4\.0 MiB, and its disk has 3\.0 MiB left; free some disk space"
+    ):
+        check_room(out, 4 << 20)
+    # What an earlier run wrote is a part of it.
+    Path(out).mkdir(parents=True)
+    (Path(out) / "part").write_bytes(bytes(1 << 20))
+    check_room(out, 4 << 20)
+    check_room("s3://bucket/out", 1 << 60)

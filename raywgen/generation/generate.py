@@ -27,6 +27,7 @@ from raywgen.generation.sinks import make_sink
 from raywgen.generation.statistics import warn_of_statistics
 from raywgen.generation.warn_caller import warn_caller
 from raywgen.nn.devices import Device
+from raywgen.out_folder import check_room
 from raywgen.stops import keeping
 from raywgen.tasks.standing import DOUBTFUL
 from raywgen.trust import entry_point
@@ -150,6 +151,7 @@ def _run(work: _Work, report: Callable[[Collection[WorkItem]], None]) -> list[Ne
     left = {item.index: item for item in pending}
     report(left.values())
     if pending:
+        check_room(config.out, work.plan.num_bytes)
         say_place(config, work.asked)
         with work.session() if config.where == "ray" else nullcontext():
             for result in execute(config, work.plan, pending, work.trained, sink.kept):

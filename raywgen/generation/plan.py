@@ -163,6 +163,16 @@ class GenerationPlan:
         layout = self.request.networks[item.network].layout
         return item.num_networks * (layout.num_values if item.piece is None else item.piece.num_values)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all values that are written."""
+        total = 0
+        for item in self.items:
+            layout = self.request.networks[item.network].layout
+            whole = sum(spec.num_bytes for spec in layout.generated)
+            total += self.num_values(item) * whole // layout.num_values
+        return total
+
 
 PiecesOf = Callable[[Layout, int], list[Piece]]
 """Returns the pieces of a number of networks of a layout that are generated at once."""

@@ -22,7 +22,7 @@ from raywgen.generators import Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locations import absolute, joined
 from raywgen.locks import only_one
-from raywgen.out_folder import checked_out
+from raywgen.out_folder import check_room, checked_out
 from raywgen.stops import Stopped, stop_signals
 from raywgen.storage import Storage
 from raywgen.tasks.encoders import copy_encoder, encoder_kind
@@ -34,7 +34,7 @@ from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.devices import with_device
 from raywgen.training.early import check_batches
 from raywgen.training.export import stored_tensors
-from raywgen.training.memory_check import check_memory, declared_memory
+from raywgen.training.memory_check import check_memory, checkpoint_bytes, declared_memory
 from raywgen.training.resource_check import Nodes, check_run, connected_nodes, worker_requests
 from raywgen.training.resume import resumed_checkpoint
 from raywgen.training.rows import data_digest
@@ -221,6 +221,7 @@ def _checked_stages(spec: RunSpec, corpus: Corpus, nodes: Nodes | None) -> list[
     generator = spec.skeleton()
     stages = generator.stages()
     _check_blocks(stages, spec.config)
+    check_room(spec.config.out, max((checkpoint_bytes(stage) for stage in stages), default=0))
     for stage in stages:
         check_tokens(stage.tokens, corpus)
     check_batches(spec.config)

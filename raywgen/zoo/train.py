@@ -17,7 +17,7 @@ from raywgen.corpus.statistics import LayoutStatistics, Statistics, add_statisti
 from raywgen.corpus.storage import CorpusStorage
 from raywgen.corpus.writing import JOURNALS, writing
 from raywgen.locations import absolute
-from raywgen.out_folder import checked_out
+from raywgen.out_folder import check_room, checked_out
 from raywgen.sealed import SealError, sealed_json, unseal
 from raywgen.stops import keeping
 from raywgen.tasks.train_loop import Execution
@@ -81,6 +81,7 @@ def _train(
     storage = CorpusStorage.at(root)
     executions = _executions(config, storage, on_news)
     plan = _plan(config, executions, on_progress, on_news)
+    check_room(root, _num_bytes(plan, config))
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
     with session() if session is not None else nullcontext():
         is_distributed = session is not None
@@ -102,6 +103,12 @@ def _plan(
     if config.start == "meta" and on_news is not None:
         on_news(f"start=meta: {total} steps by the loss of all seen tasks come before the networks")
     return plan_zoo(config, executions, paced(report))
+
+
+def _num_bytes(plan: ZooPlan, config: ZooConfig) -> int:
+    """Returns the bytes of all checkpoints of a zoo."""
+    each = [len(stack.trajectories) * stack.start.network.layout.num_bytes for stack in plan.stacks]
+    return len(config.checkpoint_steps) * sum(each)
 
 
 def _existing(config: ZooConfig, root: str) -> Corpus | None:

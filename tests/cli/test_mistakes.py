@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -165,7 +166,9 @@ def test_memory_that_is_used_up_is_one_line(
     assert said.count("\n") == 1
 
 
-def test_what_generate_names_is_looked_up_before_ray_starts(zoo_corpus: Corpus, tmp_path: Path) -> None:
+def test_what_generate_names_is_looked_up_before_ray_starts(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raywgen.train(
         "hypernetwork",
         corpus=zoo_corpus.location,
@@ -182,11 +185,23 @@ def test_what_generate_names_is_looked_up_before_ray_starts(zoo_corpus: Corpus, 
         ("sampling.topk=3", "has no sampling settings"),
     ):
         assert said in refusal("generate", *common, given)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    assert "MiB, and its disk has 1.0 MiB left" in refusal("generate", *common, "tasks=unseen", "num=400")
 
 
 def test_sources_and_networks_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
     assert "nothing" in refusal("corpus", "build", str(tmp_path / "corpus"), "--from", str(tmp_path / "nothing"))
     assert "did you mean" in refusal("zoo", "train", "digits", "networks=[cifar-resnett]", f"out={tmp_path / 'zoo'}")
+
+
+def test_a_disk_without_room_is_noticed_before_ray_or_training_starts(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    out = f"out={tmp_path / 'out'}"
+    said = "MiB, and its disk has 1.0 MiB left; free some disk space, or name a folder on another disk"
+    assert said in refusal("zoo", "train", "digits", "execution=stacked", "networks=[[64,99,2]]", out)
+    assert said in refusal("train", "hypernetwork", f"corpus={zoo_corpus.location}", "num_workers=0", out)
 
 
 def test_a_tokeniser_is_looked_for_before_ray_starts(zoo_corpus: Corpus, tmp_path: Path) -> None:
