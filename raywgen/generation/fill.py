@@ -251,7 +251,7 @@ class TrainedGenerator:
             module: Any `nn.Module`; its architecture is what is filled, its values are replaced. It is run once on the
                 samples, in their own shape or flat, before anything is generated. It may be of another dtype than the
                 networks that the generator learned from, wrapped, have tied tensors, or be a model of transformers
-                whose tensors have other names in its files.
+                whose tensors have other names in its files. Of a model of PEFT its active adapter is filled.
             instruction: The task in words. For a generator trained on weights alone it is the network's name in its
                 corpus, or empty.
             data: Labelled samples of the task, in any form that `read_data` takes, for instance inputs `(S, ...)` and
