@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raywgen.benchmarks import igpg_depths
 from raywgen.benchmarks.igpg_depths import IGPGDepthsConfig, zoo_recipe
 from raywgen.benchmarks.resized_networks import StretchError, num_blocks, stretched, widened
 from raywgen.benchmarks.run import run
 from raywgen.benchmarks.size_ladder import SizeLadder, StoredSize, of_size, size_of
+from raywgen.benchmarks.trained import trained_zoo
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.weights import Layout
@@ -195,7 +199,10 @@ def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_on_small_networks(tmp_path: Path) -> None:
+def test_the_benchmark_on_small_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Zoos of this process hold the same values as those of Ray, whose processes take seconds each to start.
+    monkeypatch.setattr(igpg_depths, "ray_session", nullcontext)
+    monkeypatch.setattr(igpg_depths, "trained_zoo", partial(trained_zoo, distributed=False))
     networks = ",".join(
         f"{{name: cifar-resnet, depth: {depth}, widths: [2, 2, 4], in_channels: 1}}" for depth in (8, 14, 26)
     )

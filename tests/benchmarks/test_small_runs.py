@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from raywgen.benchmarks import few_shot_parts, igpg_tasks, igpg_zoo
 from raywgen.benchmarks.run import run
+from raywgen.benchmarks.trained import trained_zoo
 from raywgen.training.session import ray_session
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -19,6 +22,13 @@ def session() -> Iterator[None]:
     """A benchmark takes the session that is there: several of these would start one of their own for each corpus."""
     with ray_session():
         yield
+
+
+@pytest.fixture
+def zoos_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zoos are trained by this process, to the same values as by Ray's, each of which takes seconds to start."""
+    for module in (few_shot_parts, igpg_tasks, igpg_zoo):
+        monkeypatch.setattr(module, "trained_zoo", partial(trained_zoo, distributed=False))
 
 
 def test_corpus_ingest(tmp_path: Path) -> None:
@@ -67,6 +77,7 @@ FEW_SHOT = [
 ]
 
 
+@pytest.mark.usefixtures("zoos_here")
 def test_few_shot(tmp_path: Path) -> None:
     result = run(["few-shot", *FEW_SHOT, "methods=[mcdi,mcdi_task_loss,regression]", f"out={tmp_path}"])
     figures, (conditions,) = result["figures"], result["conditions"]["each_seed"]
@@ -77,6 +88,7 @@ def test_few_shot(tmp_path: Path) -> None:
     assert conditions["half_width_95"].keys() >= {"mcdi", "reptile", "prototypes", "over_prototypes"}
 
 
+@pytest.mark.usefixtures("zoos_here")
 def test_lohp_stands_in_the_table_of_mcdi(tmp_path: Path) -> None:
     small = ["generator=lohp", "lohp.policy.num_steps=2", "reptile_episodes=0", "methods=[lohp,cloning,mcdi]"]
     figures = run(["few-shot", *FEW_SHOT[:-2], "mcdi.denoiser.num_steps=2", *small, f"out={tmp_path}"])["figures"]
@@ -92,6 +104,7 @@ def test_lohp_horizon() -> None:
     )
 
 
+@pytest.mark.usefixtures("zoos_here")
 def test_domains(tmp_path: Path) -> None:
     few = ["methods=[mcdi,mcdi_task_loss]", "reptile_episodes=0"]
     figures = run(["domains", *FEW_SHOT, *few, "domains=[plain,invert,rotate-45]", f"out={tmp_path}"])["figures"]
@@ -101,6 +114,7 @@ def test_domains(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+@pytest.mark.usefixtures("zoos_here")
 def test_transfer(tmp_path: Path) -> None:
     held_out = f"held_out=[{SHARED}/mnist-test.parquet,{SHARED}/cifar10-test.parquet]"
     few = ["methods=[mcdi,mcdi_task_loss]", "reptile_episodes=2"]
@@ -110,6 +124,7 @@ def test_transfer(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+@pytest.mark.usefixtures("zoos_here")
 def test_igpg_tasks(tmp_path: Path) -> None:
     data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet"]
     few = "tasks.limit=300,tasks.test_limit=50,num_steps=6,'checkpoint_steps=[0,3,6]'"
@@ -142,6 +157,7 @@ def test_whole_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+@pytest.mark.usefixtures("zoos_here")
 def test_igpg_zoo(tmp_path: Path) -> None:
     data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet", f"out={tmp_path}"]
     zoo = (
