@@ -49,7 +49,7 @@ _SIZES: dict[Varied, tuple[int, int, int]] = {"depth": (26, 20, 44), "width": (1
 # Sizes of the starts that the generator of units is trained on.
 _STARTS: dict[Varied, list[int]] = {
     "depth": [8, 14, 26, 32, 38],
-    "width": [3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18],
+    "width": list(range(3, 19)),
 }
 
 
@@ -71,7 +71,7 @@ class IGPGDepthsConfig(SeededConfig):
         hypernetwork: Training of the hypernetwork, with the same conditions as IGPG's.
         units: Training of the generator that writes unit by unit, likewise.
         starts: Depths (or widths) of the untrained networks that it is trained on; by default 8, 14, 26, 32 and 38
-            (3 to 18 but 8).
+            (3 to 18), but those that are to be unseen.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=8]`.
         igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
     """
@@ -114,11 +114,12 @@ class IGPGDepthsConfig(SeededConfig):
         self.seen, self.between, self.beyond = (
             size or default for size, default in zip(given, _SIZES[self.varied], strict=True)
         )
-        self.starts = self.starts or _STARTS[self.varied]
+        unseen = {self.between, self.beyond}
+        self.starts = self.starts or [size for size in _STARTS[self.varied] if size not in unseen]
         sizes = [size_of(network, self.varied) for network in zoo_recipe(self, self.seed).networks]
-        if self.seen not in sizes or {self.between, self.beyond} & set(sizes):
+        if self.seen not in sizes or unseen & set(sizes):
             raise ValueError(f"seen={self.seen}, between={self.between}, beyond={self.beyond}: the zoo's are {sizes}")
-        if known := {self.between, self.beyond} & set(self.starts):
+        if known := unseen & set(self.starts):
             raise ValueError(f"starts={self.starts}: {min(known)} is to be unseen; leave it out")
         if not min(sizes) < self.between < max(sizes) < self.beyond:
             raise ValueError(
@@ -223,8 +224,10 @@ def _trained(
     for name, generator, given in (("hypernetwork", config.hypernetwork, corpus), ("units", config.units, starts)):
         other = replace(run, method=name, generator=generator, corpus=given.location, out="")
         others[name] = replace(other, out=folder_of(root, name, asdict(other)))
-    with Reporter().step("train", "IGPG's tokeniser, prior and task-loss stage, then hypernetwork and units") as bar:
-        launch([run, *others.values()], bar.training)
+    with Reporter().step("train", "IGPG's tokeniser, prior and task-loss stage, then the hypernetwork") as bar:
+        launch([run, others["hypernetwork"]], bar.training)
+    with Reporter().step("train", "units, on starts") as bar:
+        launch([others["units"]], bar.training)
     return run, others
 
 

@@ -191,7 +191,8 @@ def test_the_zoo_is_the_shipped_one_without_its_untrained_checkpoints() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seeds": 0}, {"best_of": 0}, {"seen": 20}, {"between": 14}, {"between": 44}, {"beyond": 20}]
+    "wrong",
+    [{"seeds": 0}, {"best_of": 0}, {"seen": 20}, {"between": 14}, {"between": 44}, {"beyond": 20}, {"starts": [8, 44]}],
 )
 def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
