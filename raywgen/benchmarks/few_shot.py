@@ -131,18 +131,21 @@ def generated_heads(
 
 def _reptile(config: FewShotConfig, parts: Parts) -> tuple[Tensor, dict[str, Any]]:
     """Measures Reptile on the test episodes, at the number of steps that `fewest_steps` chooses on validation ones."""
-    learners = [Learner(parts.network, config.reptile) for _ in range(os.cpu_count() or 1)]
     steps = (1, 2, 3, 5, 8, 12, 20)
-
-    def judged_on(side: Side, num_episodes: int, num_steps: Sequence[int]) -> Tensor:
-        return accuracy_by_steps(
-            learners, parts.reptile, side.pixels, prepare=side.prepare, num_episodes=num_episodes, num_steps=num_steps
-        )
-
-    judged = judged_on(parts.validation, min(config.num_validation, 200), steps)
+    judged = reptile_accuracy(config, parts, parts.validation, min(config.num_validation, 200), steps)
     fewest = fewest_steps(judged, steps)
-    scores = judged_on(parts.test, config.reptile_episodes, [fewest])
+    scores = reptile_accuracy(config, parts, parts.test, config.reptile_episodes, [fewest])
     return scores[:, 0], {"steps": fewest, "validation": [round(v, 4) for v in judged.mean(dim=0).tolist()]}
+
+
+def reptile_accuracy(
+    config: FewShotConfig, parts: Parts, side: Side, num_episodes: int, num_steps: Sequence[int]
+) -> Tensor:
+    """Returns the accuracy `(B, K)` of the whole network that Reptile meta-trained, after K numbers of steps."""
+    learners = [Learner(parts.network, config.reptile) for _ in range(os.cpu_count() or 1)]
+    return accuracy_by_steps(
+        learners, parts.reptile, side.pixels, prepare=side.prepare, num_episodes=num_episodes, num_steps=num_steps
+    )
 
 
 def _latency(config: FewShotConfig, parts: Parts, chosen: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -213,7 +213,7 @@ def _reptile(config: FewShotConfig, root: str, parts: Parts, source: TaskSource)
     if path.is_file():
         return ReptileState.from_tensors(load_state_dict(path))
     warm_start(parts.network, parts.encoder.module.state_dict())
-    data, classes = _known_images(config, parts.seed, source)
+    data, classes = known_images(config, parts.seed, source)
     sampler = EpisodeSampler(
         data, classes, way=config.way, shot=config.reptile.train_shots, num_query=1, seed=parts.seed, rotations=True
     )
@@ -232,8 +232,8 @@ def _reptile(config: FewShotConfig, root: str, parts: Parts, source: TaskSource)
     return state
 
 
-def _known_images(config: FewShotConfig, seed: int, source: TaskSource) -> tuple[ImageData, list[int]]:
-    """Returns the images of all known domains as one data set, and its classes for meta-training."""
+def known_images(config: FewShotConfig, seed: int, source: TaskSource) -> tuple[ImageData, list[int]]:
+    """Returns the images of all known domains of a source as one data set, and its classes for meta-training."""
     images, labels, names, classes = [], [], [], []
     for domain_name in source.domains[:-1] or ("plain",):
         path, _, domain = domain_name.rpartition("::")

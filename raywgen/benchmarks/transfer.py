@@ -18,7 +18,8 @@ class TransferConfig(FewShotConfig):
     Attributes:
         held_out: Images of further data sets, each left out in turn while the others are known.
         match_ink: Invert the images of a held-out data set whose paper is black where that of `data` is white, or the
-            reverse; false leaves every image as it is stored.
+            reverse, for all methods; some are also measured on the images as they are stored, in figures of the name
+            `unmatched_METHOD`. False leaves every image as it is stored.
     """
 
     held_out: list[str] = field(default_factory=list)
@@ -38,6 +39,6 @@ def measure(config: TransferConfig) -> tuple[dict[str, float], dict[str, Any]]:
     if config.match_ink:
         reference = images_of(config.data, None, None, None)
         paths = [with_ink_of(reference, path, config.out) for path in paths]
-    figures, conditions = leave_out(config, ["plain", *(f"{path}::plain" for path in paths)])
-    inverted = [given for given, used in zip(config.held_out, paths, strict=True) if given != used]
-    return figures, conditions | {"match_ink": config.match_ink, "inverted": inverted}
+    inverted = {f"{used}::plain": given for given, used in zip(config.held_out, paths, strict=True) if given != used}
+    figures, conditions = leave_out(config, ["plain", *(f"{path}::plain" for path in paths)], inverted)
+    return figures, conditions | {"match_ink": config.match_ink, "inverted": list(inverted.values())}

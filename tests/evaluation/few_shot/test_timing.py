@@ -32,6 +32,11 @@ def test_the_number_of_threads_comes_back_after_an_error() -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_time_of_the_processor_leaves_waiting_out() -> None:
+    found = time_alternating({"waits": lambda: time.sleep(0.1)}, repetitions=2, warm_up=0, clock=time.thread_time)
+    assert found["waits"].median_ms < 50
+
+
 def test_nothing_to_time_is_refused() -> None:
     with pytest.raises(FewShotError, match="give a candidate"):
         time_alternating({})
