@@ -8,7 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from raywgen.benchmarks.domains import DomainsConfig
 from raywgen.benchmarks.few_shot_parts import TaskSource
-from raywgen.benchmarks.leave_one_out import leave_out, nearest_head_accuracy, short_name, task_source
+from raywgen.benchmarks.leave_one_out import (
+    leave_out,
+    nearest_head_accuracy,
+    short_name,
+    shuffled_conditions,
+    task_source,
+)
 from raywgen.benchmarks.transfer import TransferConfig
 from raywgen.tasks.episodes import Episode
 
@@ -37,6 +43,19 @@ def test_the_nearest_head_is_that_of_the_lowest_loss_on_the_support_set() -> Non
         said = (query_QE @ weight_NCE[n].T + bias_NC[n]).argmax(dim=1)
         wanted.append((said == episodes.query_y[b]).float().mean())
     assert torch.equal(nearest_head_accuracy(weight_NCE, bias_NC, episodes), torch.stack(wanted))
+
+
+def test_shuffled_conditions_are_the_support_sets_of_other_episodes() -> None:
+    support_x = torch.arange(3.0).view(3, 1, 1, 1, 1)
+    labels = torch.tensor([[0], [1], [2]])
+    episodes = Episode(
+        support_x=support_x, support_y=labels, query_x=support_x, query_y=labels, classes=torch.zeros(3, 1)
+    )
+    shuffled = shuffled_conditions(episodes)
+    assert shuffled.support_x.flatten().tolist() == [2, 0, 1]
+    assert shuffled.support_y.flatten().tolist() == [2, 0, 1]
+    assert torch.equal(shuffled.query_x, support_x)
+    assert torch.equal(shuffled.query_y, labels)
 
 
 def test_what_is_left_out_comes_last_and_is_tested_on() -> None:

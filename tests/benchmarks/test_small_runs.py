@@ -121,6 +121,12 @@ def test_transfer(tmp_path: Path) -> None:
     figures = run(["transfer", *FEW_SHOT, held_out, *few, f"out={tmp_path}"])["figures"]
     # A head that was never trained gives all classes the same output.
     assert figures["no_adaptation/mnist-test"] == figures["no_adaptation/cifar10-test"] == 50
+    for name in ("mcdi", "reptile", "reptile_head", "from_scratch", "features_ridge", "support_ridge"):
+        assert 0 <= figures[f"{name}/cifar10-test"] <= 100
+        assert figures[f"ms_{name}"] > 0
+    # Photographs have no paper: only digits were inverted, and class means of pixels do not mind.
+    assert "unmatched_mcdi/cifar10-test" not in figures
+    assert figures["unmatched_raw_pixels/mnist-test"] == figures["raw_pixels/mnist-test"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
