@@ -4,11 +4,8 @@ Perceptrons of other widths and convolutional networks of other channels, with a
 scikit-learn's digits. Every figure is a share of the accuracy of networks of the same architecture that were trained on
 the task itself, mean over tasks: its mean over architectures, and its worst. The rows:
 
-    units          written unit by unit, trained by the task's loss on starts of other architectures, and refined on
-                   inputs that the generator remembers, with labels that it predicts
-    written        the same before it is refined
-    taught         a random start, refined in the same way: what the generator knows without what it writes
-    shuffled       units with the samples of another task
+    units          written unit by unit, trained by the task's loss on starts of other architectures
+    shuffled       the same, with the samples of another task
     hypernetwork   written chunk by chunk, trained likewise
     nearest        the stored network, of the nearest layout of the zoo of trained ones, with the lowest loss on the
                    samples; it has an architecture of its own
@@ -41,10 +38,9 @@ from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
 from raywgen.generation import load
 from raywgen.generation.best import Best, generate_best
-from raywgen.generation.refine import refined
-from raywgen.generators import Generator, Sampling, StageConfig
+from raywgen.generators import Generator, StageConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
-from raywgen.generators.units import Units, UnitsConfig, UnitsSampling
+from raywgen.generators.units import UnitsConfig
 from raywgen.progress import Reporter
 from raywgen.tasks import FitConfig, FitData, Recorded, Task, build_network, build_task, draw_condition, fit
 from raywgen.tasks.linear_reference import left_out_accuracy
@@ -166,7 +162,7 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
     linear = [left_out_accuracy(*one) for one in zip(condition.samples_BSF, condition.labels_BS, strict=True)]
     ratios: dict[str, dict[str, float]] = {}
     collapses: list[Tensor] = []
-    ms: list[list[float]] = []
+    ms: list[float] = []
     with Reporter().step("judge", f"{len(config.architectures)} architectures") as bar:
         for done, architecture in enumerate(config.architectures):
             recipe = network_recipe(architecture)
@@ -176,26 +172,20 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
             trained_T = unseen.accuracy(unseen.originals_TD)
             accuracy: dict[str, Tensor] = {}
             for name, generator in generators.items():
-                best = _generated(config, unseen, generator, seed, refines=name == "units")
+                best = _generated(config, unseen, generator, seed)
                 accuracy[name] = unseen.accuracy(best.values_BD)
                 warned_T = _warned_of(best, unseen.condition, config.best_of, linear)
                 collapses.append(torch.stack([accuracy[name] < _COLLAPSED * trained_T, warned_T], dim=1))
-            units = generators["units"]
-            shuffled = _generated(config, _shuffled(unseen), units, seed, refines=True)
+            shuffled = _generated(config, _shuffled(unseen), generators["units"], seed)
             accuracy["shuffled"] = unseen.accuracy(shuffled.values_BD)
-            written = _generated(config, unseen, units, seed, refines=False)
-            accuracy["written"] = unseen.accuracy(written.values_BD)
-            accuracy["taught"] = unseen.accuracy(_taught(unseen, units))
             accuracy["nearest"] = _nearest(stored, stored_recipe, unseen)
             accuracy["gradient"] = torch.tensor([_gradient(config, unseen, validation)])
             ratios[network_name(recipe)] = {
                 name: round(float(value_T.mean() / trained_T.mean()), 4) for name, value_T in accuracy.items()
             }
-            ms.append([_milliseconds(unseen, units, seed, refines=refines) for refines in (True, False)])
+            ms.append(_milliseconds(unseen, generators["units"], seed))
             bar.update(done + 1, len(config.architectures))
-    refined_ms, written_ms = (round(median(each), 3) for each in zip(*ms, strict=True))
-    times = {"ms_units": refined_ms, "ms_written": written_ms}
-    return _figures(ratios, torch.cat(collapses)) | times, ratios
+    return _figures(ratios, torch.cat(collapses)) | {"ms_units": round(median(ms), 3)}, ratios
 
 
 def _figures(ratios: Mapping[str, Mapping[str, float]], collapses_N2: Tensor) -> dict[str, float]:
@@ -212,7 +202,7 @@ def _figures(ratios: Mapping[str, Mapping[str, float]], collapses_N2: Tensor) ->
         values = [row["units"] for name, row in ratios.items() if belongs(name)]
         if values:
             figures |= {f"{prefix}mean_ratio": mean(values), f"{prefix}worst_ratio": min(values)}
-    for row in ("written", "taught", "shuffled", "hypernetwork", "nearest", "gradient", "poor"):
+    for row in ("shuffled", "hypernetwork", "nearest", "gradient", "poor"):
         values = [each[row] for each in ratios.values()]
         figures |= {f"{row}_mean_ratio": mean(values), f"{row}_worst_ratio": min(values)}
     collapsed_N, warned_N = collapses_N2.unbind(dim=1)
@@ -278,9 +268,7 @@ def _shuffled(unseen: UnseenTasks) -> UnseenTasks:
     return replace(unseen, condition=unseen.condition.take(torch.arange(len(unseen.tasks)).roll(-1)))
 
 
-def _generated(
-    config: UnseenArchitecturesConfig, told: UnseenTasks, generator: Generator, seed: int, *, refines: bool
-) -> Best:
+def _generated(config: UnseenArchitecturesConfig, told: UnseenTasks, generator: Generator, seed: int) -> Best:
     """Generates networks for what is told, the best of some for each task."""
     return generate_best(
         generator,
@@ -291,21 +279,7 @@ def _generated(
         temperature=config.temperature,
         seed=seed,
         normalizer=generator.estimate_normalizer(told.layout, told.layout.flatten(told.module.state_dict())),
-        sampling=_sampling(generator, refines),
     )
-
-
-def _sampling(generator: Generator, refines: bool) -> Sampling | None:
-    """Returns the generator's own settings, of units without refinement where none is wanted."""
-    return UnitsSampling(refine_steps=0) if isinstance(generator, Units) and not refines else None
-
-
-def _taught(unseen: UnseenTasks, units: Generator) -> Tensor:
-    """Returns a random start `(T, D)` of each task after the steps by which written networks are refined."""
-    remembered = units.remembered(unseen.condition, units.resolve_sampling(None))
-    assert remembered is not None, "units that remember nothing"
-    start_D = unseen.layout.flatten(unseen.module.state_dict())
-    return refined(unseen.module, unseen.layout, start_D.expand(len(unseen.tasks), -1), remembered)
 
 
 def _warned_of(best: Best, condition: Condition, best_of: int, linear: Sequence[float]) -> Tensor:
@@ -332,7 +306,7 @@ def _gradient(config: UnseenArchitecturesConfig, unseen: UnseenTasks, validation
     return fitted(unseen, start_D, [rate], [steps]).percent[rate, steps] / 100
 
 
-def _milliseconds(unseen: UnseenTasks, generator: Generator, seed: int, *, refines: bool) -> float:
+def _milliseconds(unseen: UnseenTasks, generator: Generator, seed: int) -> float:
     """Returns the milliseconds in which one network is written and judged on the samples, the median of some."""
     taken: list[float] = []
     for _ in range(_NUM_TIMED):
@@ -346,7 +320,6 @@ def _milliseconds(unseen: UnseenTasks, generator: Generator, seed: int, *, refin
             temperature=0.0,
             seed=seed,
             normalizer=generator.estimate_normalizer(unseen.layout, unseen.originals_TD[0]),
-            sampling=_sampling(generator, refines),
         )
         taken.append(_MILLISECONDS * (time.perf_counter() - begin))
     return median(taken)
