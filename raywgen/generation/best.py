@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raywgen.generation.refine import refined
 from raywgen.generation.statistics import with_new_statistics
-from raywgen.generators import GenerationRequest, Generator, Remembered, Sampling
+from raywgen.generators import GenerationRequest, Generator, Sampling
 from raywgen.tasks import balanced_cross_entropy, stacked_logits
 from raywgen.tasks.fitted_head import fits_head, with_fitted_heads
 from raywgen.tasks.stacked import without_ties
@@ -24,7 +23,7 @@ from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The best candidate of each network.
+    """The best candidate of each network, on the CPU.
 
     Attributes:
         values_BD: Flat vectors.
@@ -38,15 +37,6 @@ class Best:
     loss_B: Tensor
     logits_BSC: Tensor
     log_prob_B: Tensor | None
-
-    def cpu(self) -> Best:
-        """Copies all to the CPU."""
-        return Best(
-            values_BD=self.values_BD.cpu(),
-            loss_B=self.loss_B.cpu(),
-            logits_BSC=self.logits_BSC.cpu(),
-            log_prob_B=None if self.log_prob_B is None else self.log_prob_B.cpu(),
-        )
 
 
 def candidates_request(
@@ -94,9 +84,7 @@ def generate_best(
     unlabelled: Sequence[Tensor] | None = None,
     samples_BSF: Tensor | None = None,
 ) -> Best:
-    """Generates `best_of` networks per condition and keeps the one with the lowest loss on its examples, on the CPU.
-
-    Where the generator remembers inputs, that one is refined on them, if this lowers the loss on the examples, too.
+    """Generates `best_of` networks per condition and keeps the one with the lowest loss on its examples.
 
     Args:
         generator: A trained generator.
@@ -149,37 +137,11 @@ def generate_best(
     # argmin would take a NaN for the smallest of all.
     loss_Bn = loss_Bn.masked_fill(loss_Bn.isnan(), torch.inf)
     best_B = loss_Bn.argmin(dim=1) + torch.arange(len(condition), device=device) * best_of
-    best = Best(
-        values_BD=values_ND[best_B],
-        loss_B=loss_Bn.min(dim=1).values,
-        logits_BSC=logits[best_B],
-        log_prob_B=None if candidates.log_prob_B is None else candidates.log_prob_B[best_B],
-    )
-    samples_BSF, labels_BS = samples_NSF[::best_of], labels_NS[::best_of]
-    remembered = generator.remembered(condition.to(device), generator.resolve_sampling(sampling))
-    if remembered is not None and _fits(runs, samples_BSF, remembered):
-        best = _or_refined(best, runs, layout, remembered, samples_BSF, labels_BS)
-    return best.cpu()
-
-
-def _fits(module: nn.Module, samples_BSF: Tensor, remembered: Remembered) -> bool:
-    """Whether a module takes remembered inputs as it takes samples, and answers by a head that is trained."""
-    return samples_BSF.shape[2:] == remembered.inputs_MF.shape[1:] and not fits_head(module)
-
-
-def _or_refined(
-    best: Best, module: nn.Module, layout: Layout, remembered: Remembered, samples_BSF: Tensor, labels_BS: Tensor
-) -> Best:
-    """Refines networks, and keeps of each what does better on the examples."""
-    values_BD = refined(module, layout, best.values_BD, remembered)
-    logits_BSC = candidate_logits(module, layout, values_BD, samples_BSF)
-    loss_B = balanced_cross_entropy(logits_BSC, labels_BS)
-    is_better_B = loss_B < best.loss_B
-    return replace(
-        best,
-        values_BD=torch.where(is_better_B[:, None], values_BD, best.values_BD),
-        loss_B=torch.where(is_better_B, loss_B, best.loss_B),
-        logits_BSC=torch.where(is_better_B[:, None, None], logits_BSC, best.logits_BSC),
+    return Best(
+        values_BD=values_ND[best_B].cpu(),
+        loss_B=loss_Bn.min(dim=1).values.cpu(),
+        logits_BSC=logits[best_B].cpu(),
+        log_prob_B=None if candidates.log_prob_B is None else candidates.log_prob_B[best_B].cpu(),
     )
 
 

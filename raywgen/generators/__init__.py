@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from raywgen.generators.interface import Generated as Generated
     from raywgen.generators.interface import GenerationRequest as GenerationRequest
     from raywgen.generators.interface import Generator as Generator
-    from raywgen.generators.interface import Remembered as Remembered
     from raywgen.generators.method_names import is_import_path as is_import_path
     from raywgen.generators.registry import METHODS as METHODS
     from raywgen.generators.registry import MethodImportError as MethodImportError
@@ -29,7 +28,7 @@ if not TYPE_CHECKING:  # Type checkers would take any name for one that is there
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "raywgen.generators.interface": ["DataSpec", "Generated", "GenerationRequest", "Generator", "Remembered"],
+            "raywgen.generators.interface": ["DataSpec", "Generated", "GenerationRequest", "Generator"],
             "raywgen.generators.method_names": ["is_import_path"],
             "raywgen.generators.registry": ["METHODS", "MethodImportError", "UnknownMethodError", "method"],
             "raywgen.generators.settings": [

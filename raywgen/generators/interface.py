@@ -70,21 +70,6 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
-    """Inputs that a generator remembers, and what it predicts of them in B tasks.
-
-    Attributes:
-        inputs_MF: M inputs.
-        labels_BM: The class of each in each task, int64.
-        num_steps: Steps for which a written network is to be trained on them, by its own forward.
-    """
-
-    inputs_MF: Tensor
-    labels_BM: Tensor
-    num_steps: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
     """The data that a generator's condition encoders take.
 
@@ -163,15 +148,6 @@ class Generator(nn.Module, ABC, Generic[ConfigT_co]):
     @abstractmethod
     def generate(self, request: GenerationRequest) -> Generated:
         """Writes one network for each condition of the request."""
-
-    def remembered(self, condition: Condition, sampling: Sampling) -> Remembered | None:
-        """Returns inputs on which whoever has the module may refine written networks; None where there are none.
-
-        Args:
-            condition: B conditions, on the generator's device.
-            sampling: Complete settings of sampling.
-        """
-        return None
 
     def pieces(self, layout: Layout, sampling: Sampling, num: int, max_values: int) -> list[Piece]:
         """Cuts networks of a layout into pieces, which `generate_piece` writes; by default each network is one piece.

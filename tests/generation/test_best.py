@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raywgen.generation import generate_best
 from raywgen.generation.best import candidate_logits
-from raywgen.generators import Generated, GenerationRequest, Generator, Sampling
+from raywgen.generators import Generated, GenerationRequest, Generator
 from raywgen.tasks import balanced_cross_entropy
 from raywgen.weights import KeyedNoise, Layout
 from tests.builders import condition, hypernetwork, igpg, layout_of, network
@@ -27,12 +27,6 @@ class Scripted:
 
     def generate(self, _: object) -> Generated:
         return Generated(values_BD=self.values_BD, log_prob_B=torch.arange(len(self.values_BD)).float())
-
-    def resolve_sampling(self, _: object) -> Sampling:
-        return Sampling()
-
-    def remembered(self, *_: object) -> None:
-        return None
 
 
 def best(generator: Generator, best_of: int = BEST_OF, seed: int = 0, module: nn.Module | None = None):

@@ -254,7 +254,6 @@ UNITS = {
     "num_references": tried(8),
     "statistics": tried("batch"),
     **group("task_loss", STAGE, base=stage_base("task_loss")),
-    **group("sampling", {"refine_steps": tried(3)}),
 }
 TABLES = {
     "igpg": IGPG,
@@ -391,17 +390,15 @@ def trained(generator: Generator, stage: Stage, number: int) -> Iterator[Effect]
 
 
 def drawn(generator: Generator, sampling: Sampling | None = None) -> Effect:
-    """The networks of a few conditions, the steps to refine them, and the most rows that a module is given at once."""
+    """The networks of a few conditions, and the most rows that a module is given at once while they are drawn."""
     generator.eval()
     layout, _ = target()
     noise = KeyedNoise(3, torch.arange(_NUM_DRAWN))
     request = GenerationRequest(condition=condition(_NUM_DRAWN, 9), layout=layout, noise=noise, sampling=sampling)
     with RowCounter(generator) as rows:
         result = generator.generate(request)
-        remembered = generator.remembered(request.condition, generator.resolve_sampling(sampling))
     log_prob_B = torch.zeros(0) if result.log_prob_B is None else result.log_prob_B
-    refining = {} if remembered is None else {"refine_steps": torch.tensor(remembered.num_steps)}
-    return {"values": result.values_BD, "log_prob": log_prob_B} | refining | rows.most()
+    return {"values": result.values_BD, "log_prob": log_prob_B} | rows.most()
 
 
 class RowCounter:

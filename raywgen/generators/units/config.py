@@ -4,25 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, Sampling, StageConfig
+from raywgen.generators.settings import GeneratorConfig, OptimizerConfig, StageConfig
 from raywgen.nn.batch_norm import Statistics
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitsSampling(Sampling):
-    """The settings by which networks are written.
-
-    Attributes:
-        refine_steps: Steps for which a network that is run on the user's samples is trained on remembered inputs with
-            their predicted labels after it was written; the user's samples decide whether it is kept so. 0 leaves it
-            as written. Networks whose module is not at hand are never refined.
-    """
-
-    refine_steps: int = 100
-
-    def __post_init__(self) -> None:
-        if self.refine_steps < 0:
-            raise ValueError(f"refine_steps={self.refine_steps}: must be at least 0")
 
 
 @dataclass(kw_only=True)
@@ -39,7 +22,6 @@ class UnitsConfig(GeneratorConfig):
             the user's samples, and the layer of outputs is fitted to both; 0 remembers and fits nothing.
         statistics: Statistics of batch normalisation in the networks whose loss is taken: `stored` or `batch`.
         task_loss: The only stage.
-        sampling: How networks are written.
     """
 
     width: int = 128
@@ -53,8 +35,6 @@ class UnitsConfig(GeneratorConfig):
             num_steps=3000, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200)
         )
     )
-
-    sampling: UnitsSampling = field(default_factory=UnitsSampling)
 
     def __post_init__(self) -> None:
         if min(self.width, self.num_layers) < 1 or min(self.code_noise, self.num_references) < 0:

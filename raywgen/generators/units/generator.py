@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from raywgen.generators.common.task_loss_stage import TaskLossStage
-from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator, Remembered
-from raywgen.generators.settings import Sampling
+from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.stage import Stage, StageLoss
-from raywgen.generators.units.config import UnitsConfig, UnitsSampling
+from raywgen.generators.units.config import UnitsConfig
 from raywgen.generators.units.references import References
 from raywgen.generators.units.samples import Activations
 from raywgen.generators.units.writer import UnitWriter
@@ -32,7 +31,6 @@ class Units(Generator[UnitsConfig]):
 
     method = "units"
     Config = UnitsConfig
-    Sampling = UnitsSampling
 
     def __init__(self, config: UnitsConfig, normalizers: NormalizerTable, data: DataSpec) -> None:
         super().__init__(config, normalizers, data)
@@ -80,16 +78,6 @@ class Units(Generator[UnitsConfig]):
         tasks_BH = self.tasks(request.condition)
         values_BD = self.values(request.condition, tasks_BH, request.layout, request.noise, code_noise)
         return Generated(values_BD=values_BD, log_prob_B=None)
-
-    @torch.no_grad()
-    def remembered(self, condition: Condition, sampling: Sampling) -> Remembered | None:
-        """Returns the remembered inputs with their predicted classes."""
-        assert isinstance(sampling, UnitsSampling)
-        if self.references is None or not sampling.refine_steps:
-            return None
-        inputs_MF = self.references.inputs_MF
-        logits_BMC = self.references.predictor(inputs_MF.unsqueeze(0), self.tasks(condition))
-        return Remembered(inputs_MF=inputs_MF, labels_BM=logits_BMC.argmax(dim=2), num_steps=sampling.refine_steps)
 
 
 class UnitsStage(TaskLossStage):
