@@ -82,7 +82,7 @@ def test_the_benchmark_on_two_architectures(tmp_path: Path) -> None:
     figures, (ratios,) = result["figures"], result["conditions"]["ratios"].values()
     assert set(ratios) == {"mlp-64-13-2", "cnn-7-num_classes_2"}
     assert all(set(row) == set(ROWS) and all(0 < value < 1.2 for value in row.values()) for row in ratios.values())
-    # Ten steps on 64 samples learn something, five steps of a generator nothing.
-    assert figures["gradient_mean_ratio"] > figures["mean_ratio"]
-    assert figures["failed_seeds"] == 1
+    # Ten steps on 64 samples teach more than five steps of a generator, and those more than nothing.
+    assert figures["gradient_mean_ratio"] > figures["mean_ratio"] > figures["hypernetwork_mean_ratio"]
+    assert figures["failed_seeds"] == (figures["worst_ratio"] < 0.8)
     assert figures["collapse_recall"] > 0.5
