@@ -13,7 +13,6 @@ ORDER = {
         *(
             "warn_caller",
             "statistics",
-            "refine",
             "best",
             "conditions",
             "judge",
