@@ -43,6 +43,7 @@ class FewShotConfig(TrainingConfig):
         num_validation: Episodes of validation classes, for the choice of settings.
         encoder_episodes: Episodes that train the encoder.
         encoder_way: Classes of each of these episodes.
+        encoder_domains: Domains that their images are seen in.
         num_tasks: Tasks of meta-training.
         methods: Rows of generators; all by default.
         mcdi: Settings of Mc-Di.
@@ -63,6 +64,7 @@ class FewShotConfig(TrainingConfig):
     num_validation: int = 400
     encoder_episodes: int = 1800
     encoder_way: int = 60
+    encoder_domains: list[str] = field(default_factory=lambda: ["plain"])
     num_tasks: int = 4000
     methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(

@@ -162,6 +162,7 @@ def trained_encoder(config: FewShotConfig, root: str, seed: int) -> tuple[str, f
         seed=seed,
         num_episodes=config.encoder_episodes,
         way=config.encoder_way,
+        domains=config.encoder_domains,
         validate_every=max(1, config.encoder_episodes // 5),
     )
     recipe = replace(recipe, out=folder_of(root, "encoder", recipe.recipe()))

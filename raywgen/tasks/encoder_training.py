@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ from raywgen.tasks.augment import augment
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, FrozenEncoder, read_card, save_encoder
 from raywgen.tasks.episodes import EpisodeSampler
-from raywgen.tasks.features import encode, feature_data, turned_classes
+from raywgen.tasks.features import Statistics, encode, feature_data, turned_classes
 from raywgen.tasks.image_classes import class_subset
-from raywgen.tasks.image_tasks import classes_of, images_of
+from raywgen.tasks.image_tasks import classes_of, images_of, in_domain
 from raywgen.tasks.images import ImageData, channel_statistics, normalise
 from raywgen.tasks.networks import build_network
 from raywgen.trust import entry_point
@@ -38,6 +38,9 @@ from raywgen.trust import entry_point
 OnProgress = Callable[[int, int, str], None]
 _WAY, _NUM_QUERY = 5, 15  # Sizes of a validation episode.
 _EPISODES_OF_A_BATCH = 50
+_PLAIN = ("plain",)
+_DOMAIN_STREAM = 1 << 40  # Away from the seeds of the shifts.
+_STEP_STRIDE = 1 << 20
 
 
 @dataclass(kw_only=True)
@@ -60,6 +63,9 @@ class EncoderConfig:
         num_episodes: Training episodes, one a step.
         learning_rate: Adam's rate at the first step; it falls along a cosine to zero.
         shift: Most pixels by which training images are shifted.
+        domains: Domains that training images are seen in, such as `[plain, invert, scale-0.7]`: one that is drawn for
+            each image, which is standardised as its domain is. Features then depend less on ink and size. Validation
+            images are plain.
         precision: `bf16`, `fp32`, or `auto`: bf16 where the processor multiplies matrices in it.
         validate_every: Episodes between two validations; the encoder that was best at one is kept.
         validation_episodes: Episodes of each validation, with 5 classes (or all where there are fewer) and one support
@@ -83,6 +89,7 @@ class EncoderConfig:
     num_episodes: int = 1800
     learning_rate: float = 2e-3
     shift: int = 2
+    domains: list[str] = field(default_factory=lambda: list(_PLAIN))
     precision: Precision = "auto"
     validate_every: int = 360
     validation_episodes: int = 400
@@ -104,10 +111,14 @@ class EncoderConfig:
             raise ValueError(f"seed={self.seed}, shift={self.shift}: must be at least 0")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
+        if not self.domains:
+            raise ValueError("domains is empty: give at least plain")
 
     def recipe(self) -> dict[str, Any]:
         """Returns the settings that decide the encoder: all but where it is stored."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "out"}
+        recipe = {key: value for key, value in dataclasses.asdict(self).items() if key != "out"}
+        # Encoders of older versions, which saw plain images, are found again.
+        return recipe if self.domains != list(_PLAIN) else {k: v for k, v in recipe.items() if k != "domains"}
 
     def network(self) -> dict[str, Any]:
         """Returns the recipe that `build_network` takes."""
@@ -234,6 +245,7 @@ class _Training:
         self._config, self._data = config, data
         mean, std = channel_statistics(data.x_SCHW)
         self.statistics = mean, tuple(value or 1.0 for value in std)
+        self._domain_statistics = [_statistics_in(data, name, self.statistics) for name in config.domains]
         self.classes = classes_of(data, "train", config.group, config.seed)
         self._sampler = EpisodeSampler(
             data,
@@ -305,8 +317,7 @@ class _Training:
         """Returns the support images of an episode, then its query images."""
         config = self._config
         episode = self._sampler.episode(index)
-        mean, std = self.statistics
-        x_TCHW = normalise(torch.cat([episode.support_x, episode.query_x]), mean=mean, std=std)
+        x_TCHW = self._in_domains(torch.cat([episode.support_x, episode.query_x]), index)
         if config.shift:
             # Pixels from outside are background, the commonest value, rather than the mean of all pixels.
             background_TC11 = x_TCHW.flatten(2).median(dim=2).values[..., None, None]
@@ -315,6 +326,18 @@ class _Training:
             )
             x_TCHW = shifted_TCHW + background_TC11
         return x_TCHW.contiguous(memory_format=torch.channels_last)
+
+    def _in_domains(self, x_TCHW: Tensor, index: int) -> Tensor:
+        """Standardises pixels of an episode, each image as it looks in a domain that is drawn for it."""
+        names = self._config.domains
+        generator = torch.Generator().manual_seed(_DOMAIN_STREAM + self._config.seed * _STEP_STRIDE + index)
+        drawn_T = torch.randint(len(names), (len(x_TCHW),), generator=generator)
+        seen_TCHW = torch.empty(x_TCHW.shape)
+        for number, (mean, std) in enumerate(self._domain_statistics):
+            rows_S = (drawn_T == number).nonzero().squeeze(1)
+            if len(rows_S):
+                seen_TCHW[rows_S] = normalise(in_domain(x_TCHW[rows_S], names[number]), mean=mean, std=std)
+        return seen_TCHW
 
     def _validate(self, module: nn.Module) -> float:
         config, data = self._config, self._held_out
@@ -329,6 +352,14 @@ class _Training:
             seed=config.seed,
             way=min(_WAY, len(self._held_out_classes)),
         )
+
+
+def _statistics_in(data: ImageData, domain: str, plain: Statistics) -> Statistics:
+    """Returns mean and deviation of each channel in a domain."""
+    if domain == _PLAIN[0]:
+        return plain
+    mean, std = channel_statistics(in_domain(data.x_SCHW, domain))
+    return mean, tuple(value or 1.0 for value in std)
 
 
 def _finished(config: EncoderConfig) -> EncoderCard | None:

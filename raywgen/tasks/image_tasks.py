@@ -121,10 +121,19 @@ def images_of(path: str, size: int | None, channels: int | None, limit: int | No
 def images_in(path: str, domain: str, size: int | None, channels: int | None) -> ImageData:
     """Returns all images of a data set as they look in a domain, once per process; rounded to uint8."""
     data = images_of(path, size, channels, None)
+    return replace(data, x_SCHW=in_domain(data.x_SCHW, domain)) if domain != "plain" else data
+
+
+def in_domain(x_SCHW: Tensor, domain: str) -> Tensor:
+    """Returns pixels, uint8, as they look in a domain, rounded to uint8.
+
+    Raises:
+        TaskError: There is no such domain.
+    """
     if domain == "plain":
-        return data
-    blocks = [apply_domain(x.float() / 255, domain) for x in data.x_SCHW.split(_BLOCK)]
-    return replace(data, x_SCHW=torch.cat([block.mul_(255).round_().to(torch.uint8) for block in blocks]))
+        return x_SCHW
+    blocks = [apply_domain(x.float() / 255, domain) for x in x_SCHW.split(_BLOCK)]
+    return torch.cat([block.mul_(255).round_().to(torch.uint8) for block in blocks])
 
 
 @lru_cache(maxsize=16)

@@ -145,9 +145,26 @@ def test_the_encoder_of_the_best_validation_is_kept(tmp_path: Path, monkeypatch:
     assert first != last
 
 
+def test_training_in_both_polarities_makes_features_that_hold_in_the_other(tmp_path: Path) -> None:
+    """The share of digits whose nearest class mean is right, where the means are of images in the other polarity."""
+    found = {}
+    for domains in (["plain"], ["plain", "invert"]):
+        changes = {"width": 16, "num_episodes": 50, "validate_every": 50, "rotations": False, "way": 6, "shift": 0}
+        changes |= {"domains": domains, "num_query": 8, "learning_rate": 5e-3}
+        config = EncoderConfig(**(TINY | changes), out=str(tmp_path / "-".join(domains)))
+        assert ("domains" in train_encoder(config).facts["recipe"]) == (len(domains) > 1)
+        encoder = load_encoder(config.out)
+        data = images_of("digits", 16, 1, None)
+        plain_SE, inverted_SE = (encoder(normalise(x_SCHW).flatten(1)) for x_SCHW in (data.x_SCHW, 255 - data.x_SCHW))
+        means_CE = torch.stack([inverted_SE[data.y_S == label].mean(dim=0) for label in range(10)])
+        found[len(domains)] = float((torch.cdist(plain_SE, means_CE).argmin(dim=1) == data.y_S).float().mean())
+    assert found[2] > found[1] + 0.2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"domains": ["invart"]}, "did you mean 'invert'"),
         ({"path": ""}, "path is empty"),
         ({"path": "nothing.parquet"}, r"nothing\.parquet"),
         ({"way": 25}, "way=25: there are 24 classes"),
@@ -164,6 +181,7 @@ def test_what_cannot_be_trained_is_named(changes: dict[str, Any], message: str, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"domains": []}, "domains is empty"),
         ({"shot": 0}, "shot=0: must be at least 1"),
         ({"seed": -1}, "seed=-1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0: must be above 0"),
