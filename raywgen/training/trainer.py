@@ -5,7 +5,7 @@ worker takes its part of global batch t, and the engine averages the gradients. 
 
     launch.py     checks a run, locks its folder, starts the workers
     workers.py    what a worker is: this process, or one of Ray Train's
-    resume.py     which checkpoint a run goes on from
+    resume.py     which checkpoint a run goes on from; stage_setup.py prepares a stage before its first step
     batch_plan.py which networks and samples make batch t; prefetch.py draws them ahead
     engine/       forward, backward and the optimiser: plain torch, replicated or not, or DeepSpeed
     checkpoints/  slices of the generator and of the optimiser's state, saved beside training
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -44,12 +43,11 @@ from raywgen.training.run_spec import RunSpec
 from raywgen.training.run_tokens import NONE, stage_tokens
 from raywgen.training.runlog import RunLog
 from raywgen.training.schedule import learning_rate
+from raywgen.training.stage_setup import make_engine, set_up
 from raywgen.training.step_meter import StepMeter
-from raywgen.training.strategy import suited_settings
 from raywgen.training.worker_context import WorkerContext
 from raywgen.training.workers_log import add_start
 
-NUM_SETUP_BATCHES = 16
 _VALIDATION_SEED = 5
 
 
@@ -209,8 +207,7 @@ class Trainer:
                 # The last step is always followed by the checkpoint after the stage.
                 must_stop, must_save = self._requests(engine)
                 must_stop = must_stop and step + 1 < stop_step
-                is_due = (step + 1) % self.config.save_every == 0 or step + 1 == stop_step
-                is_due = is_due or must_stop or must_save
+                is_due = (step + 1) % self.config.save_every == 0 or step + 1 == stop_step or must_stop or must_save
                 if is_due and not is_last:
                     state = replace(self.state, stage=index, step=step + 1, metrics=self._validated)
                     self._save(state, engine.state(self.generator))
@@ -225,43 +222,19 @@ class Trainer:
 
     def _start_stage(self, stage: Stage, index: int) -> Engine:
         """Prepares a stage at its beginning, or as its checkpoint left it."""
-        batch_size = stage.config.batch_size
+        view = StageView(stage, self.config.seed, STAGE_STREAM + index)
         if self.state.step == 0:
-            self._set_up(stage)
+            set_up(stage, self.batches, self.config, self.worker)
         if self.config.source == "ray":
-            self._packed_view = packed_view(StageView(stage, self.config.seed, STAGE_STREAM + index))
-        engine = self._engine(stage)
+            self._packed_view = packed_view(view)
+        engine = make_engine(stage, self.batches, self.config, self.worker)
         if self._stored is not None and self.state.step:
             engine.load(self._stored)
-        view = StageView(stage, self.config.seed, STAGE_STREAM + index)
         state = self._stored.under("stage.") if self._stored is not None else {}
-        stage.set_state(state, lambda step: self.batches.for_stage(step, batch_size, view)[0])
+        stage.set_state(state, lambda step: self.batches.for_stage(step, stage.config.batch_size, view)[0])
         self._validated = self.state.metrics
         self.batches.build_modules(stage)
         return engine
-
-    def _set_up(self, stage: Stage) -> None:
-        """Initialises a stage from its first batches on one worker, as k-means on each would take as long as all."""
-        if type(stage).setup is Stage.setup:
-            return
-        if self.is_first:
-            view, size = StageView(stage, self.config.seed, 0), stage.config.batch_size
-            initial = (self.batches.for_stage(step, size, view, whole=True)[0] for step in range(NUM_SETUP_BATCHES))
-            stage.setup(initial, self.config.seed)
-        self.worker.share([*stage.parameters(), *stage.buffers()])
-
-    def _engine(self, stage: Stage) -> Engine:
-        """Returns the engine of a stage, under `strategy=auto` with the settings that suit its sizes."""
-        config, settings = self.config, self.config.engine_settings()
-        if config.strategy == "auto":
-            view, turns = StageView(stage, config.seed, 0), range(min(self.batches.num_layouts, NUM_SETUP_BATCHES))
-            examples = (self.batches.for_stage(turn, 1, view, whole=True) for turn in turns)
-            memory, can_offload = self.worker.memory(), self.worker.device.type == "cuda"
-            num_workers = self.worker.num_workers if config.max_workers else 0
-            settings, reason = suited_settings(settings, stage, examples, num_workers, memory, can_offload)
-            if self.is_first:
-                print(f"strategy of stage '{stage.name}': {reason}", file=sys.stderr, flush=True)
-        return self.worker.engine(stage, settings)
 
     def _read_moments(self) -> bool:
         """Makes or opens the moments that stages to come need; returns False where a worker was asked to stop."""
@@ -338,8 +311,8 @@ class Trainer:
         stage, perf = run.engine.stage, run.meter.figures()
         row = {name: float(value) for name, value in metrics.items()}
         row["learning_rate"] = learning_rate(stage.config, step)
-        is_due = step + 1 == stage.config.num_steps or step % self.config.validate_every == 0
-        is_due = is_due or self._is_scored(step)
+        is_last = step + 1 == stage.config.num_steps
+        is_due = is_last or step % self.config.validate_every == 0 or self._is_scored(step)
         if self.validation is not None and is_due:
             self._validated = self._validate(run, self.validation)
             if self.config.keep_best and self.config.best_metric not in self._validated:

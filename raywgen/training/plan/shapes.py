@@ -25,8 +25,8 @@ from raywgen.training.memory_check import network_bytes
 from raywgen.training.plan.corpus import PlannedCorpus
 from raywgen.training.plan.tokens import PlannedTokens, planned_tokens
 from raywgen.training.plan.valueless import valueless
+from raywgen.training.stage_setup import NUM_SETUP_BATCHES
 from raywgen.training.strategy import StageSizes
-from raywgen.training.trainer import NUM_SETUP_BATCHES
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, WeightBatch
 
 _PAIR = (1, 3)
