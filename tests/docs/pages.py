@@ -79,23 +79,30 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[Block]:
-    found = [(page, *match) for page in PAGES for match in _BLOCK.findall(text_of(page))]
+def blocks_of(page: str) -> list[Block]:
     return [
         Block(page, kind, re.sub(f"^{indent}", "", text, flags=re.MULTILINE))
-        for page, indent, kind, text in found
-        if kind == language
+        for indent, kind, text in _BLOCK.findall(text_of(page))
     ]
 
 
+def blocks(language: str) -> list[Block]:
+    return [block for page in PAGES for block in blocks_of(page) if block.language == language]
+
+
+def lines_of(block: Block) -> Iterator[Line]:
+    """Every command of a block for a shell; programs of a virtual environment stand under their own names."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        for part in line.split("&&"):
+            words = shlex.split(re.sub(r" >+ \S+", "", part), comments=True)
+            if words:
+                yield Line(block.page, (words[0].removeprefix(".venv/bin/"), *words[1:]))
+
+
 def lines() -> Iterator[Line]:
-    """Every command of every block for a shell; programs of a virtual environment stand under their own names."""
+    """Every command of every block for a shell."""
     for block in blocks("bash"):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            for part in line.split("&&"):
-                words = shlex.split(re.sub(r" >+ \S+", "", part), comments=True)
-                if words:
-                    yield Line(block.page, (words[0].removeprefix(".venv/bin/"), *words[1:]))
+        yield from lines_of(block)
 
 
 def inline_commands(beginning: str) -> list[Line]:
