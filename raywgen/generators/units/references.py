@@ -66,7 +66,8 @@ class References(nn.Module):
         found = [batch.query.samples_BSF[..., :F].flatten(0, 1) for batch in batches]
         inputs_XF = torch.cat(found).to(self.inputs_MF)
         order_X = torch.randperm(len(inputs_XF), generator=torch.Generator().manual_seed(seed))
-        self.inputs_MF.copy_(inputs_XF[order_X[torch.arange(M) % len(order_X)]])
+        place_M = order_X[torch.arange(M) % len(order_X)]
+        self.inputs_MF.copy_(inputs_XF[place_M.to(inputs_XF.device)])
 
     def beside(self, support: Activations, task_BH: Tensor) -> Activations:
         """Returns a support set with the remembered inputs, each a member of classes by its predicted probabilities.

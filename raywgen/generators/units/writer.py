@@ -212,16 +212,15 @@ class UnitWriter(nn.Module):
         rows = roles[tensor.axis_out]
         column_BXR = self._columns(roles[tensor.axis_in].unit_BnH, tensor, facts)
         R, num_values = rows.row_BnR.shape[-1], column_BXR.shape[1]
-        times = 1 if facts is None else num_values // facts.mean_BX.shape[1]
         gain = _FIRST_OUTPUT if tensor.axis_out == units.output else math.sqrt(2)
-        spread_B = rows.row_BnR.new_tensor(float(num_values)) if facts is None else times * facts.variance_BX.sum(dim=1)
         scale_B = gain * (_MOST_GAIN * (_GAIN_SCALE * rows.scalar["gain"].mean(dim=1)).tanh()).exp()
-        scale_B = scale_B * spread_B.clamp(min=_LEAST).rsqrt() * R**-0.5
-        product_BnX = _of_unit_size(rows.row_BnR) @ _of_unit_size(column_BXR).mT
+        product_BnX = R**-0.5 * _of_unit_size(rows.row_BnR) @ _of_unit_size(column_BXR).mT
+        if facts is None:
+            return product_BnX * (num_values**-0.5 * scale_B)[:, None, None], None
+        times = num_values // facts.mean_BX.shape[1]
+        scale_B = scale_B * (times * facts.variance_BX.sum(dim=1)).clamp(min=_LEAST).rsqrt()
         rows_BnX = product_BnX * scale_B[:, None, None]
         axis = units.axes[tensor.axis_out]
-        if facts is None:
-            return rows_BnX, None
         mean_BX = facts.mean_BX.repeat_interleave(times, dim=1)
         seen_Bn = (rows_BnX @ mean_BX.unsqueeze(-1)).squeeze(-1)
         if axis.has_bias:
