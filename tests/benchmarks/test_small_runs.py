@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from raywgen.benchmarks import few_shot_parts, igpg_tasks, igpg_zoo
+from raywgen.benchmarks.ink import with_ink_of
 from raywgen.benchmarks.run import run
 from raywgen.benchmarks.trained import trained_zoo
+from raywgen.tasks.image_tasks import images_of
 from raywgen.training.session import ray_session
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -116,7 +119,10 @@ def test_domains(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 @pytest.mark.usefixtures("zoos_here")
 def test_transfer(tmp_path: Path) -> None:
-    held_out = f"held_out=[{SHARED}/mnist-test.parquet,{SHARED}/cifar10-test.parquet]"
+    digits = images_of("digits", None, None, None)
+    # On white paper, unlike the digits that everything is trained on.
+    white = with_ink_of(replace(digits, x_SCHW=255 - digits.x_SCHW), f"{SHARED}/mnist-test.parquet", tmp_path / "white")
+    held_out = f"held_out=[{white},{SHARED}/cifar10-test.parquet]"
     few = ["methods=[mcdi,mcdi_task_loss]", "reptile_episodes=2"]
     figures = run(["transfer", *FEW_SHOT, held_out, *few, f"out={tmp_path}"])["figures"]
     # A head that was never trained gives all classes the same output.
@@ -124,7 +130,7 @@ def test_transfer(tmp_path: Path) -> None:
     for name in ("mcdi", "reptile", "reptile_head", "from_scratch", "features_ridge", "support_ridge"):
         assert 0 <= figures[f"{name}/cifar10-test"] <= 100
         assert figures[f"ms_{name}"] > 0
-    # Photographs have no paper: only digits were inverted, and class means of pixels do not mind.
+    # Photographs have no paper: only MNIST was inverted, and class means of pixels do not mind.
     assert "unmatched_mcdi/cifar10-test" not in figures
     assert figures["unmatched_raw_pixels/mnist-test"] == figures["raw_pixels/mnist-test"]
 
