@@ -60,8 +60,8 @@ class UnitWriter(nn.Module):
     have the mean zero over the units of an axis. Outputs are small at first, and both sides of a product keep their
     size, which a bounded gain alone changes: from larger outputs the nearest way down is to write zeros.
 
-    To the rows of the outputs those are added that fit the samples best, as these are followed to there. By how much is
-    learned: where the samples are not what the network makes of them, as beside a residual sum, they help little.
+    To the rows of the outputs, those of a ridge regression to the samples are added, where these are followed to there.
+    By how much is learned: layers may be others than they are taken for.
 
     Args:
         num_features: F, values of a sample.
@@ -143,7 +143,7 @@ class UnitWriter(nn.Module):
         share_B11 = torch.sigmoid(scalar["fitted"].mean(dim=1) + _FITTED)[:, None, None]
         if given is None:
             # Zero, and yet every parameter has a gradient whatever the layout.
-            nothing_B11 = 0.0 * share_B11 * sum(each for each in fitted.parameters())
+            nothing_B11 = 0.0 * share_B11 * sum(fitted.parameters())
             return nothing_B11, nothing_B11.squeeze(-1)
         rows_BnX, bias_Bn = fitted(given, axis.num_units, axis.has_bias)
         return share_B11 * rows_BnX, share_B11.squeeze(-1) * bias_Bn

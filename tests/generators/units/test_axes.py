@@ -112,3 +112,16 @@ def test_places_differ_and_a_single_one_has_no_features() -> None:
 )
 def test_maps_are_pooled_as_often_as_the_columns_of_the_last_matrix_say(recipe: dict[str, Any], factor: int) -> None:
     assert unit_layout(layout_of(recipe)).pooling(64) == factor
+
+
+@pytest.mark.parametrize(
+    ("recipe", "is_followed"),
+    [
+        ({"name": "mlp", "widths": [64, 9, 2]}, True),
+        ({"name": "cnn", "channels": [3, 5], "num_classes": 2}, True),
+        ({"name": "mlp", "widths": [64, 4096, 2]}, False),  # Large.
+        ({"name": "cifar-resnet", "depth": 8, "widths": [4, 8, 16], "in_channels": 1}, False),  # Normalised.
+    ],
+)
+def test_samples_are_followed_through_small_chains(recipe: dict[str, Any], is_followed: bool) -> None:
+    assert unit_layout(layout_of(recipe)).is_followed == is_followed

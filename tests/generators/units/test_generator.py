@@ -12,7 +12,7 @@ from raywgen.generators import DataSpec, GenerationRequest
 from raywgen.generators.units import Units, UnitsConfig
 from raywgen.generators.units import writer as writer_module
 from raywgen.generators.units.codes import NUM_CODE, unit_codes
-from raywgen.tasks import build_network, stacked_logits
+from raywgen.tasks import balanced_accuracy, build_network, stacked_logits
 from raywgen.weights import Condition, Layout
 from tests.builders import (
     DEEP,
@@ -103,6 +103,24 @@ def test_new_units_answer_to_inputs_that_are_never_negative(recipe: dict[str, An
     share_on = (before > 0).float().mean(dim=1)
     assert float(((share_on > 0.05) & (share_on < 0.95)).float().mean()) > 0.8
     assert 0.3 < float(before.std()) < 3.0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "recipe", [{"name": "mlp", "widths": [64, 40, 2]}, {"name": "cnn", "channels": [8, 8], "num_classes": 2}]
+)
+def test_outputs_are_fitted_to_the_samples_before_any_training(recipe: dict[str, Any], bias: bool) -> None:
+    data, given = DataSpec(num_features=64, max_classes=2), images(4)
+    module = build_network({**recipe, "bias": bias})
+    layout = Layout.from_state_dict(module.state_dict())
+    accuracies = []
+    for num_references in (16, 0):
+        values_BD = written(units(data=data, num_references=num_references), layout, given)
+        logits_BSC = stacked_logits(module, layout.unflatten(values_BD), given.samples_BSF)
+        accuracies.append(float(balanced_accuracy(logits_BSC, given.labels_BS).mean()))
+    fitted, unfitted = accuracies
+    assert fitted > 0.9
+    assert fitted > unfitted + 0.1
 
 
 def test_its_stage_lowers_the_loss_on_widths_in_turn() -> None:
