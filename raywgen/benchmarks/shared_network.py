@@ -17,7 +17,7 @@ from raywgen.generators import (
     StageConfig,
 )
 from raywgen.generators.common.task_loss_stage import TaskLossStage
-from raywgen.generators.stage import Stage
+from raywgen.generators.stage import Stage, StageLoss
 from raywgen.weights import KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
 
 
@@ -76,6 +76,6 @@ class SharedNetworkStage(TaskLossStage):
         super().__init__(generator.config.task_loss)
         self.generator = generator
 
-    def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
+    def written(self, batch: WeightBatch, noise: KeyedNoise) -> tuple[Tensor, StageLoss | None]:
         """Returns the network, once for each condition, `(B, D)`."""
-        return self.generator.network(batch.layout).expand(len(batch), -1)
+        return self.generator.network(batch.layout).expand(len(batch), -1), None

@@ -44,10 +44,17 @@ class TaskLossStage(Stage):
         return BYTES_PER_VALUE
 
     @abstractmethod
-    def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
-        """Returns flat vectors `(B, D)` of networks for a batch's conditions, differentiable in the parameters."""
+    def written(self, batch: WeightBatch, noise: KeyedNoise) -> tuple[Tensor, StageLoss | None]:
+        """Returns networks for a batch's conditions, and what is minimised beside their loss; None for nothing.
+
+        Networks are flat vectors `(B, D)`, differentiable in the parameters.
+        """
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Returns the class-balanced cross-entropy on the query samples."""
-        loss_B, accuracy_B = task_loss(self.written(batch, noise), batch, statistics=self._statistics)
-        return StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
+        """Returns the class-balanced cross-entropy on the query samples, and what `written` adds to it."""
+        values_BD, beside = self.written(batch, noise)
+        loss_B, accuracy_B = task_loss(values_BD, batch, statistics=self._statistics)
+        found = StageLoss(loss=loss_B.mean(), metrics={"accuracy": accuracy_B.mean().detach()})
+        if beside is None:
+            return found
+        return StageLoss(loss=found.loss + beside.loss, metrics=found.metrics | beside.metrics)

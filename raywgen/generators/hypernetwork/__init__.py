@@ -18,7 +18,7 @@ from raywgen.generators.common.dropped import with_dropped_parts
 from raywgen.generators.common.task_loss_stage import TaskLossStage
 from raywgen.generators.interface import DataSpec, Generated, GenerationRequest, Generator
 from raywgen.generators.settings import GeneratorConfig, StageConfig, check_condition_dropout
-from raywgen.generators.stage import Stage
+from raywgen.generators.stage import Stage, StageLoss
 from raywgen.nn.batch_norm import Statistics
 from raywgen.nn.conditions import ConditionEncoder, ConditionSummary, PositionEncoder
 from raywgen.weights import Condition, KeyedNoise, Layout, Normalizer, NormalizerTable, WeightBatch
@@ -115,8 +115,8 @@ class HypernetworkStage(TaskLossStage):
         """Ten numbers are kept for each hidden unit of a chunk, as measured."""
         return super().bytes_per_value + 4 * 10 * self.generator.config.width / _CHUNK_LENGTH
 
-    def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
+    def written(self, batch: WeightBatch, noise: KeyedNoise) -> tuple[Tensor, StageLoss | None]:
         """Returns flat vectors `(B, D)`, differentiable in all parameters."""
         share = self.generator.config.condition_dropout
         condition = with_dropped_parts(batch.condition, noise, share, self.training)
-        return self.generator.values(condition, batch.layout, self.generator.normalizer(batch.layout))
+        return self.generator.values(condition, batch.layout, self.generator.normalizer(batch.layout)), None

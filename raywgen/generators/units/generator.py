@@ -92,19 +92,15 @@ class UnitsStage(TaskLossStage):
         if self.generator.references is not None:
             self.generator.references.remember(batches, seed)
 
-    def written(self, batch: WeightBatch, noise: KeyedNoise) -> Tensor:
-        """Returns flat vectors `(B, D)`, differentiable in all parameters."""
+    def written(self, batch: WeightBatch, noise: KeyedNoise) -> tuple[Tensor, StageLoss | None]:
+        """Returns networks, and the loss of the predictor on the query samples."""
         generator = self.generator
         task_BH = generator.tasks(batch.condition)
-        return generator.values(batch.condition, task_BH, batch.layout, noise, generator.config.code_noise)
-
-    def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
-        """Returns the loss of the written networks, and of the predictor, on the query samples."""
-        loss, metrics = super().forward(batch, noise)
-        if self.generator.references is None:
-            return StageLoss(loss=loss, metrics=metrics)
-        x_BSF = batch.query.samples_BSF[..., : self.generator.data.num_features]
-        logits_BSC = self.generator.references.predictor(x_BSF, self.generator.tasks(batch.condition))
-        predicted = balanced_cross_entropy(logits_BSC, batch.query.labels_BS).mean()
-        accuracy = balanced_accuracy(logits_BSC, batch.query.labels_BS).mean()
-        return StageLoss(loss=loss + predicted, metrics=metrics | {"predictor_accuracy": accuracy.detach()})
+        values_BD = generator.values(batch.condition, task_BH, batch.layout, noise, generator.config.code_noise)
+        if generator.references is None:
+            return values_BD, None
+        x_BSF, labels_BS = batch.query.samples_BSF[..., : generator.data.num_features], batch.query.labels_BS
+        logits_BSC = generator.references.predictor(x_BSF, task_BH)
+        accuracy = balanced_accuracy(logits_BSC, labels_BS).mean().detach()
+        loss = balanced_cross_entropy(logits_BSC, labels_BS).mean()
+        return values_BD, StageLoss(loss=loss, metrics={"predictor_accuracy": accuracy})
