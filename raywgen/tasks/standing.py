@@ -54,6 +54,17 @@ class Standing:
     linear: float | None = None
 
     @property
+    def is_below_linear(self) -> bool:
+        """Whether the linear classifier, if measured, is better by more than its own standard error.
+
+        The error counts one right and one wrong answer more, as it would be zero where all answers are right.
+        """
+        if self.linear is None:
+            return False
+        smoothed = (self.linear * self.num_samples + 1) / (self.num_samples + 2)
+        return self.accuracy < self.linear - math.sqrt(smoothed * (1 - smoothed) / self.num_samples)
+
+    @property
     def guess_loss(self) -> float:
         """Returns the loss of uniform probabilities for every sample, in nats."""
         return math.log(self.num_classes)
@@ -62,7 +73,7 @@ class Standing:
     def verdict(self) -> str:
         """Says at a level of 5 % how the network compares with chance: one of the constants of this file."""
         if self.p_above < _LEVEL:
-            return WEAK if self.linear is not None and self.accuracy < self.linear else BETTER
+            return WEAK if self.is_below_linear else BETTER
         if self.p_below < _LEVEL:
             return WORSE
         is_above = self.accuracy > self.chance or self.num_classes == 1
@@ -70,7 +81,7 @@ class Standing:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether a user should be warned: it is no better than chance, or than what is learned without a network."""
+        """Whether a user should be warned: it is no better than chance, or worse than a linear classifier."""
         return self.verdict in DOUBTFUL
 
     def sentence(self) -> str:

@@ -101,3 +101,17 @@ def test_a_network_worse_than_a_linear_classifier_of_the_samples_is_doubtful() -
     beside = standing(given, labels, linear=1.0)
     assert (beside.verdict, beside.linear, beside.is_doubtful) == (WEAK, 1.0, True)
     assert "a linear classifier of the other samples 1.00" in beside.sentence()
+
+
+def test_a_linear_classifier_that_is_better_within_its_own_error_raises_no_doubt() -> None:
+    labels = torch.tensor([0, 1] * 32)
+    off = labels.clone()
+    off[:6] = 1 - off[:6]
+    near = standing(answers(off.tolist()), labels, linear=60 / 64)
+    assert near.accuracy == pytest.approx(58 / 64)
+    assert (near.verdict, near.is_below_linear) == (BETTER, False)
+    # The same share of rounding as a float32 mean has.
+    assert not standing(answers(off.tolist()), labels, linear=58 / 64 + 1e-7).is_doubtful
+    # 60 right of 64 have an error of sqrt(61 / 66 * 5 / 66 / 64) = 0.033, about 2 samples.
+    off[6:8] = 1 - off[6:8]
+    assert standing(answers(off.tolist()), labels, linear=60 / 64).verdict == WEAK
