@@ -26,6 +26,7 @@ FIGURES = (
     "unseen_gaussian",
     "unseen_gradient",
     "unseen_hypernetwork",
+    "unseen_shuffled",
     "unseen_token_prior",
     "random",
     "novelty_distance",

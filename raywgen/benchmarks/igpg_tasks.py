@@ -150,6 +150,8 @@ def _ladder(config: IGPGTasksConfig, root: str, kind: str, seed: int) -> dict[st
     figures["reconstructed"] = unseen.percent(igpg.reconstruct(unseen.originals_TD, unseen.layout))
     for name, generator in generators.items():
         figures[name] = chosen_percent(unseen, _candidates(config, unseen, generator.generate, seed))
+    told = unseen.told_the_next_task()
+    figures["shuffled"] = chosen_percent(told, _candidates(config, told, igpg.generate, seed))
     figures["nearest"] = unseen.percent(stored_ND[unseen.best_of(stored_ND)])
     figures["average"] = unseen.percent(stored_ND.mean(dim=0).expand(len(unseen.tasks), -1))
     draws = torch.randn(

@@ -176,7 +176,7 @@ def _one_seed(config: UnseenArchitecturesConfig, root: str, seed: int) -> tuple[
                 accuracy[name] = unseen.accuracy(best.values_BD)
                 warned_T = _warned_of(best, unseen.condition, config.best_of, linear)
                 collapses.append(torch.stack([accuracy[name] < _COLLAPSED * trained_T, warned_T], dim=1))
-            shuffled = _generated(config, _shuffled(unseen), generators["units"], seed)
+            shuffled = _generated(config, unseen.told_the_next_task(), generators["units"], seed)
             accuracy["shuffled"] = unseen.accuracy(shuffled.values_BD)
             accuracy["nearest"] = _nearest(stored, stored_recipe, unseen)
             accuracy["gradient"] = torch.tensor([_gradient(config, unseen, validation)])
@@ -261,11 +261,6 @@ def _trained(recipe: Mapping[str, Any], layout: Layout, tasks: list[Task], confi
     data = FitData.joined([task.train_inputs for task in tasks], torch.stack([task.train_y_S for task in tasks]))
     (last,) = fit(build_network(recipe), start, data, config, order_seeds=range(num), record_steps=[config.num_steps])
     return torch.stack([layout.flatten({key: value[n] for key, value in last.state_N.items()}) for n in range(num)])
-
-
-def _shuffled(unseen: UnseenTasks) -> UnseenTasks:
-    """Returns the tasks with the condition of the next."""
-    return replace(unseen, condition=unseen.condition.take(torch.arange(len(unseen.tasks)).roll(-1)))
 
 
 def _generated(config: UnseenArchitecturesConfig, told: UnseenTasks, generator: Generator, seed: int) -> Best:

@@ -67,6 +67,10 @@ class UnseenTasks:
             labels_BS=self.condition.labels_BS[rows],
         )
 
+    def told_the_next_task(self) -> UnseenTasks:
+        """Returns tasks of which each has the condition of the next."""
+        return replace(self, condition=self.condition.take(torch.arange(len(self.tasks)).roll(-1)))
+
     @torch.no_grad()
     def accuracy(self, values_TD: Tensor) -> Tensor:
         """Returns the balanced accuracy `(T,)` on the test samples, in [0, 1]; heads that are fitted are so first."""

@@ -126,6 +126,10 @@ def _one_seed(config: WholeNetworkConfig, root: str, seed: int) -> tuple[dict[st
     for name, generator in generators.items():
         written_TD[name], figures[f"ms_{name}"] = write_each(generator, unseen, config.temperature, seed)
         figures[name] = unseen.percent(written_TD[name])
+    told = unseen.told_the_next_task()
+    for name in HEADLINES[config.generator]:
+        shuffled_TD, _ = write_each(generators[name], told, config.temperature, seed)
+        figures[f"shuffled_{name}"] = unseen.percent(shuffled_TD)
     stored_ND = corpus.values(corpus.query(["split=train", f"step={_last_step(corpus)}"]))
     start_D = corpus.base_values(layout_id)
     assert start_D is not None, "the recipe's networks share their start"

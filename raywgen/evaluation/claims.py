@@ -37,6 +37,7 @@ _CLAIMS: list[tuple[str, str, str, str, Holds]] = [
     ("unseen", "generated", "average", f"{_GENERATED} score above the average of all stored networks", _above),
     ("unseen", "generated", "gaussian", f"{_GENERATED} score above draws of the stored networks' Gaussian", _above),
     ("unseen", "generated", "gradient", f"{_GENERATED} score above the shared start fitted to the same data", _above),
+    ("unseen", "generated", "shuffled", f"{_GENERATED} score above those told another task", _above),
     (
         "unseen",
         "generated",

@@ -165,6 +165,9 @@ def _networks(
     }
     for name, other in others.items():
         networks[name] = evaluator.choose(_written(evaluator, other, config))
+    if len(evaluator.tasks) > 1:
+        told = evaluator.told_the_next_task()
+        networks["shuffled"] = told.choose(_written(told, generator, config))
     for name, baseline in (BASELINES | (SHARED_START_BASELINES if evaluator.has_start else {})).items():
         networks[name] = evaluator.choose(baseline(evaluator, config))
     return networks

@@ -15,6 +15,7 @@ _LADDER = [
 ]
 _OTHERS = [
     ("hypernetwork", "baseline", "Hypernetwork", "Weights straight from the condition, trained by task loss."),
+    ("shuffled", "baseline", "Told another task", "Written and chosen for the next task, and judged on this one."),
     ("random", "baseline", "Random start", "Fresh initialisations; best of n."),
     ("shared_start", "baseline", "Shared start", "The start that all networks of the corpus share."),
     ("average", "baseline", "Average", "The mean of all stored networks."),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,10 @@ class TaskEvaluator:
     stored: StoredNetworks
     unlabelled: list[Tensor] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def told_the_next_task(self) -> TaskEvaluator:
+        """Returns an evaluator in which each task has the condition, and its examples, of the next."""
+        return replace(self, condition=self.condition.take(torch.arange(len(self.tasks)).roll(-1)))
 
     def example_loss(self, values_TnD: Tensor) -> Tensor:
         """Returns the class-balanced loss `(T, n)` on the labelled examples of each task."""

@@ -40,6 +40,16 @@ def test_fitting_is_that_of_each_task_alone_on_its_examples(unseen: UnseenTasks)
     assert found.best() == max(found.percent, key=lambda key: found.percent[key])
 
 
+def test_each_task_can_be_told_the_condition_of_the_next(unseen: UnseenTasks) -> None:
+    told, num = unseen.told_the_next_task(), len(unseen.tasks)
+    assert num > 1
+    for index in range(num):
+        other = unseen.condition_of((index + 1) % num)
+        assert torch.equal(told.condition_of(index).samples_BSF, other.samples_BSF)
+        assert told.condition_of(index).instructions == other.instructions
+        assert told.tasks[index] is unseen.tasks[index]
+
+
 def test_the_stored_network_with_the_lowest_loss_on_the_examples_is_the_best(unseen: UnseenTasks) -> None:
     config = FitConfig(learning_rate=1e-2, num_steps=100, batch_size=12)
     begin = Recorded(step=0, state_N=repeat_state(unseen.layout.unflatten(unseen.originals_TD[0]), 2))

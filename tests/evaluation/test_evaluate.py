@@ -45,7 +45,16 @@ def result(run: Path, zoo_corpus: Corpus) -> Evaluation:
 
 
 def test_every_row_is_measured_for_every_split_and_architecture(result: Evaluation) -> None:
-    expected = {"original", "reconstructed", "generated", "finetuned_1", "finetuned_5", "token_prior", "random"}
+    expected = {
+        "original",
+        "reconstructed",
+        "generated",
+        "finetuned_1",
+        "finetuned_5",
+        "token_prior",
+        "random",
+        "shuffled",
+    }
     expected |= {"shared_start", "average", "gaussian", "nearest_condition", "nearest_loss", "average_best"}
     expected |= {"noise", "gradient", "start_finetuned_1", "start_finetuned_5"}
     expected |= {"nearest_finetuned_1", "nearest_finetuned_5", "random_finetuned_1", "random_finetuned_5"}
