@@ -1,4 +1,4 @@
-"""A small text encoder in the form of the hub, and sentences of classes that single words tell apart."""
+"""A small text encoder and a causal model in the form of the hub, and sentences that single words tell apart."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ def make_encoder(folder: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     config = transformers.BertConfig(**sizes, intermediate_size=32, vocab_size=len(WORDS), initializer_range=0.2)
     transformers.BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def make_decoder(folder: Path, seed: int = 0) -> str:
+    """Writes a Llama of random values and returns its folder."""
+    transformers: Any = pytest.importorskip("transformers")
+    tokenizers: Any = pytest.importorskip("tokenizers")
+    numbers = {word: number for number, word in enumerate(["<s>", *WORDS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>").save_pretrained(folder)
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": NUM_LAYERS, "num_attention_heads": 2}
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(**sizes, intermediate_size=32, vocab_size=len(numbers), initializer_range=0.2)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 

@@ -268,8 +268,9 @@ def adapt(
     )
     found = write(settings)
     encoded = f"{found.encode_ms:.1f} ms to encode them, " if found.encode_ms else ""
+    of_classes = f" for {len(found.classes)} classes" if found.classes else ""
     out.print(
-        f"{plain(str(found.path))}: {found.num_values:,} values for {len(found.classes)} classes from "
+        f"{plain(str(found.path))}: {found.num_values:,} values{of_classes} from "
         f"{found.num_examples} examples; {encoded}{found.generate_ms:.1f} ms to generate",
         highlight=False,
         soft_wrap=True,
@@ -283,6 +284,8 @@ def adapt(
         ("a head on the encoder as it is", found.head_alone),
         ("on the test sentences", found.on_test),
         ("a head on the encoder as it is, on the test sentences", found.head_alone_on_test),
+        ("next words of these examples, which it has read", found.next_word),
+        ("next words of the test texts", found.next_word_on_test),
     ):
         if judged is not None:
             out.print(f"{name}: {plain(judged.sentence())}", highlight=False, soft_wrap=True)

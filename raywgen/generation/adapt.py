@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raywgen.files import write_text
 from raywgen.generation.adapt_config import AdaptConfig, Adapted
+from raywgen.generation.adapt_next_word import adapt_next_word
 from raywgen.generation.adapt_text import adapt_text
 from raywgen.generation.conditions import make_condition
 from raywgen.generation.fill import ADAPT_INSTRUCTION, TrainedGenerator
@@ -52,10 +53,11 @@ def adapt(config: AdaptConfig) -> Adapted:
     say_device(f"{config.out}: generates", config.device, trained.generator.device)
     if trained.sentences is not None:
         local_out(config.out, "adapter", "raywgen adapt")
-        return adapt_text(config, trained, trained.sentences)
+        write = adapt_next_word if trained.sentences.is_causal else adapt_text
+        return write(config, trained, trained.sentences)
     if config.instruction or config.test or config.best_of > 1 or config.reads != "both":
         raise ConditionError(
-            "instruction, test, reads and best_of are of adapters of a text encoder; this generator adapts by examples "
+            "instruction, test, reads and best_of are of adapters of a text model; this generator adapts by examples "
             "alone, so leave them out"
         )
     local_file(config.out, AdaptConfig.out, "raywgen adapt")

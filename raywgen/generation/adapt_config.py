@@ -17,15 +17,17 @@ class AdaptConfig:
         generator: Run folder or bundle of a generator that was trained on such tasks.
         support: Labelled examples: a Parquet file, glob or `hf://` name of images with labels, a folder of class
             folders, an `.npz` file with arrays `x` (samples first) and `y`, or a Parquet file with such columns. For
-            adapters of a text encoder a Parquet file with the columns `sentence` and `label`.
-        out: The `.safetensors` file to write; a `.json` beside it says what it is. For adapters of a text encoder the
+            adapters of a text encoder a Parquet file with the columns `sentence` and `label`; for those of a causal
+            language model `sentence` is enough.
+        out: The `.safetensors` file to write; a `.json` beside it says what it is. For adapters of a text model the
             folder, as the PEFT library loads it.
-        instruction: The task in words, for adapters of a text encoder; by default a question with the classes' names.
-        test: Labelled sentences that nothing is chosen by, on which the adapter is judged, too.
-        reads: What a generator of adapters of a text encoder reads: `both`, the `instruction` or the `examples` alone,
+        instruction: The task in words, for adapters of a text model; by default a question with the classes' names.
+        test: Labelled sentences that nothing is chosen by, on which the adapter is judged, too; plain texts for a
+            causal language model.
+        reads: What a generator of adapters of a text model reads: `both`, the `instruction` or the `examples` alone,
             which it must have been trained for by `condition_dropout`. The head is fitted to the examples all the same.
-        best_of: Adapters of a text encoder that are generated, of which that with the lowest loss on the examples is
-            kept, each example left out in turn.
+        best_of: Adapters of a text model that are generated, of which that with the lowest loss on the examples is
+            kept, for a text encoder each example left out in turn.
         policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`, for a
             generator that has learned several.
         temperature: Temperature of the noise that generation starts from; 0 generates the same network every time.
@@ -61,13 +63,30 @@ class AdaptConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NextWordLoss:
+    """Next-word loss on some texts, nats a token, each text weighing the same.
+
+    Attributes:
+        adapted: That of the causal language model with the adapter.
+        base: That of the model as it is.
+    """
+
+    adapted: float
+    base: float
+
+    def sentence(self) -> str:
+        """Returns both in words."""
+        return f"{self.adapted:.3f} nats a token with the adapter, {self.base:.3f} without"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapted:
     """Facts about the generated weights.
 
     Attributes:
         path: The file that holds them.
         num_values: Number of values in it.
-        classes: Names of the outputs, in order.
+        classes: Names of the outputs, in order; none of a causal language model.
         num_examples: Number of labelled examples.
         encode_ms: Milliseconds that the encoder took; 0 without one.
         generate_ms: Milliseconds of generation alone.
@@ -76,6 +95,8 @@ class Adapted:
         head_alone: The same of a head on the text encoder as it is; None for other networks.
         on_test: Accuracy of the network on the sentences of `test`; None without.
         head_alone_on_test: That of the head on the text encoder as it is.
+        next_word: Next-word loss on the examples, which the generator has read; None but for causal language models.
+        next_word_on_test: That on the texts of `test`; None without.
     """
 
     path: str
@@ -88,3 +109,5 @@ class Adapted:
     head_alone: Standing | None = None
     on_test: Standing | None = None
     head_alone_on_test: Standing | None = None
+    next_word: NextWordLoss | None = None
+    next_word_on_test: NextWordLoss | None = None

@@ -54,7 +54,7 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
     encoded = time.perf_counter()
     condition = make_condition(generator, instruction, (samples_SF, labels_S), config.policy)
     if config.reads != "both":
-        condition = _of_one_part(generator, condition, config.reads)
+        condition = of_one_part(generator, condition, config.reads)
     (layout,) = generator.layouts
     with reading(config.generator):
         module = build_network(form.network).eval()
@@ -89,7 +89,7 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
     )
 
 
-def _of_one_part(generator: Generator, condition: Condition, reads: str) -> Condition:
+def of_one_part(generator: Generator, condition: Condition, reads: str) -> Condition:
     """Returns the condition from which a generator reads the instruction alone, or the examples alone."""
     if not generator.reads_parts:
         raise ConditionError(

@@ -90,8 +90,8 @@ class DataSpec:
 
     @property
     def has_tasks(self) -> bool:
-        """Whether there are tasks to condition on; without tasks there is one class, which says nothing."""
-        return self.max_classes > 1
+        """Whether there are tasks to condition on; without, samples have one class and one value, which say nothing."""
+        return self.max_classes > 1 or self.num_features > 1
 
 
 class Generator(nn.Module, ABC, Generic[ConfigT_co]):

@@ -23,7 +23,7 @@ class SampleEncoder(nn.Module):
 
     Samples are centred and scaled per set, and the direction of each class mean is an input of its own. Otherwise what
     all sets have in common would hide the differences between tasks, and training by a task's loss would stay at chance
-    for long.
+    for long. Where there is one class alone, sets differ by their means, so they are scaled only.
 
     Args:
         num_features: F; of longer samples the first F values are read.
@@ -42,10 +42,10 @@ class SampleEncoder(nn.Module):
     def forward(self, samples_BSF: Tensor, labels_BS: Tensor) -> Tensor:
         """Returns the embeddings `(B, H)` of B sets of samples."""
         samples_BSF = samples_BSF[..., : self.pixel.in_features]
-        centred_BSF = samples_BSF - samples_BSF.mean(dim=1, keepdim=True)
+        num_classes = self.label.num_embeddings
+        centred_BSF = samples_BSF if num_classes == 1 else samples_BSF - samples_BSF.mean(dim=1, keepdim=True)
         centred_BSF = centred_BSF / centred_BSF.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-6)
         mixed_BH = self.mix(self.pixel(centred_BSF) + self.label(labels_BS)).mean(dim=1)
-        num_classes = self.label.num_embeddings
         member_BSC = class_members(labels_BS, num_classes, samples_BSF.dtype)
         share_BC1 = member_BSC.sum(1).clamp(min=1.0).unsqueeze(-1)
         means_BCF = torch.einsum("bsc,bsf->bcf", member_BSC, centred_BSF) / share_BC1

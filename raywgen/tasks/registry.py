@@ -11,6 +11,7 @@ from typing import Any
 from raywgen.names import nearest
 from raywgen.tasks.base import Task, TaskError
 from raywgen.tasks.digits import digits_subset
+from raywgen.tasks.domain_texts import domain_texts
 from raywgen.tasks.episode_tasks import EpisodeSpec, episode_task
 from raywgen.tasks.feature_tasks import encoded_task, feature_episode_task
 from raywgen.tasks.image_tasks import image_task
@@ -42,6 +43,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "texts": text_task,
     "sentence-groups": sentence_groups,
     "sentence-words": sentence_words,
+    "domain-texts": domain_texts,
     "feature-episode": _feature_episode,
     "encoded": _encoded,
     BLANK: blank_task,

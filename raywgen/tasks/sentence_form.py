@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from raywgen.tasks.networks.text_models import check_digest
+from raywgen.tasks.domain_texts import encode_texts
+from raywgen.tasks.networks.text_models import check_causal_digest, check_digest
 from raywgen.tasks.sentence_tasks import encode_sentences
 
-_KINDS = ("sentence-groups", "sentence-words")
+_KINDS = ("sentence-groups", "sentence-words", "domain-texts")
 _SHARED = ("base", "digest", "first_layer", "max_tokens")
 
 
@@ -20,7 +21,7 @@ class SentenceForm:
     """The way sentences become samples, and the network that reads them.
 
     Attributes:
-        base: The text encoder, as `upper_layers` takes it.
+        base: The text encoder, as `upper_layers` takes it, or the causal language model, as `next_word` does.
         digest: Digest of its weights.
         first_layer: The first of the layers that networks consist of.
         max_tokens: Tokens after which a sentence is cut.
@@ -33,12 +34,20 @@ class SentenceForm:
     max_tokens: int
     network: Mapping[str, Any]
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether networks are adapters of a causal language model."""
+        return self.network["base"]["name"] == "next-word"
+
     def samples(self, sentences: Sequence[str]) -> Tensor:
         """Returns samples `(S, F)` of sentences.
 
         Raises:
-            TaskError: The encoder is missing, or has changed since the generator was trained.
+            TaskError: The model is missing, or has changed since the generator was trained.
         """
+        if self.is_causal:
+            check_causal_digest(self.base, self.digest)
+            return encode_texts(sentences, self.base, self.first_layer, self.max_tokens)
         check_digest(self.base, self.digest)
         return encode_sentences(sentences, self.base, self.first_layer, self.max_tokens)
 

@@ -117,15 +117,28 @@ def encoded_sentences(sentences: tuple[str, ...], base: str, first_layer: int, m
 
 @lru_cache(maxsize=8)
 def _encoded(sentences: tuple[str, ...], base: str, first_layer: int, max_tokens: int, digest: str) -> Tensor:
-    key = repr([digest, first_layer, max_tokens, sentences])
-    name = f"sentences-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    width = encoder_width(base) * (1 + max_tokens)
+    blocks = _blocks(sentences, base, first_layer, max_tokens)
+    return kept_samples([digest, first_layer, max_tokens, sentences], (len(sentences), width), blocks)
+
+
+def kept_samples(key: Sequence[object], shape: tuple[int, int], blocks: Iterator[Tensor]) -> Tensor:
+    """Returns samples `(S, F)` of texts from the cache, where they are written first if no earlier call has done so.
+
+    Args:
+        key: All that decides the samples.
+        shape: S and F.
+        blocks: The samples in blocks, which are computed only if they are asked for.
+
+    Raises:
+        TaskError: The cache's disk is full.
+    """
+    name = f"sentences-{hashlib.sha256(repr(list(key)).encode()).hexdigest()[:32]}.npy"
     stored = load_bytes_array(name)
     if stored is None:
-        width = encoder_width(base) * (1 + max_tokens)
-        blocks = _blocks(sentences, base, first_layer, max_tokens)
         as_bytes = (block_SX.contiguous().view(torch.uint8).numpy() for block_SX in blocks)
         try:
-            stored = store_bytes_array(name, (len(sentences), width * 4), as_bytes)
+            stored = store_bytes_array(name, (shape[0], shape[1] * 4), as_bytes)
         except OSError as error:
             raise TaskError(
                 f"encoded sentences cannot be kept ({error}); free some disk space, or name another folder by {FOLDER}"

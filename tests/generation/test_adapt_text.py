@@ -158,7 +158,7 @@ def test_an_encoder_that_changed_since_training_is_refused(
 def test_settings_of_sentences_are_refused_by_other_generators(
     bundle: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConditionError, match="are of adapters of a text encoder"):
+    with pytest.raises(ConditionError, match="are of adapters of a text model"):
         adapt(AdaptConfig(generator=bundle, support="any.npz", out=str(tmp_path / "out"), **changes))
 
 

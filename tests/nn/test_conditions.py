@@ -135,3 +135,13 @@ def test_condition_summary_is_its_formula() -> None:
         for m in range(4):
             expected_H = positions_MH[m] + condition_H + positions_MH[m] * condition_H
             torch.testing.assert_close(result_BMH[b, m], expected_H, rtol=1e-5, atol=1e-5)
+
+
+def test_sets_of_one_class_differ_by_their_means() -> None:
+    torch.manual_seed(0)
+    samples, alone = SampleEncoder(6, 2, WIDTH), SampleEncoder(6, 1, WIDTH)
+    one_BSF, labels_BS = torch.randn(1, 9, 6), torch.zeros(1, 9, dtype=torch.int64)
+    other_BSF = one_BSF + torch.randn(6)
+    assert torch.allclose(samples(one_BSF, labels_BS), samples(other_BSF, labels_BS), atol=1e-4)
+    assert (alone(one_BSF, labels_BS) - alone(other_BSF, labels_BS)).abs().max() > 0.05
+    assert torch.allclose(alone(one_BSF, labels_BS), alone(3 * one_BSF, labels_BS), atol=1e-5)

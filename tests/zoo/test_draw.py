@@ -10,14 +10,14 @@ import pytest
 
 from raywgen.config import ConfigError, load_config
 from raywgen.tasks import TaskError, build_task
-from raywgen.tasks.networks.text_models import encoder_digest
+from raywgen.tasks.networks.text_models import causal_digest, encoder_digest
 from raywgen.zoo import ZooConfig
 from raywgen.zoo.config import TaskKind, ZooExecution, ZooOptimizer, ZooTasks
 from raywgen.zoo.draw import draw_tasks, network_recipes
 from raywgen.zoo.execution import ExecutionTimes, choose_executions
 from raywgen.zoo.plan import plan_zoo
 from tests.conftest import make_zoo
-from tests.text_encoders import SIGNS, make_encoder, make_sentences
+from tests.text_encoders import SIGNS, make_decoder, make_encoder, make_sentences
 
 COUNTS: dict[str, Any] = {"num_seen_tasks": 5, "num_validation_tasks": 2, "num_unseen_tasks": 3}
 MLP = [{"name": "mlp", "widths": [64, 8, 10]}]
@@ -249,3 +249,22 @@ def test_the_base_of_an_adapter_is_pinned(sentences: dict[str, Any], monkeypatch
     (recipe,) = network_recipes(config)
     assert recipe["base"]["path"] == sentences["base"]
     assert recipe["base"]["digest"] == encoder_digest(sentences["base"])
+
+
+def test_domains_are_of_the_model_that_networks_adapt(sentences: dict[str, Any], tmp_path: Path) -> None:
+    base = make_decoder(tmp_path / "decoder")
+    given = {"path": sentences["path"], "base": base, "first_layer": 2}
+    config = dataclasses.replace(
+        zoo("domain-classes", **given),
+        **{"num_seen_tasks": 2, "num_validation_tasks": 1, "num_unseen_tasks": 1},
+        networks=[{"name": "lora", "base": {"name": "next-word"}, "rank": 2, "targets": ["v_proj"]}],
+    )
+    drawn = draw_tasks(config)
+    recipes = [recipe for split in ("unseen", "validation", "seen") for recipe in drawn[split]]
+    assert sorted(recipe["classes"][0] for recipe in recipes) == [0, 1, 2, 3]
+    (network,) = network_recipes(config)
+    pinned = {"path": base, "digest": causal_digest(base), "first_layer": 2}
+    assert network["base"] == {"name": "next-word"} | pinned
+    assert {recipe["digest"] for recipe in recipes} == {pinned["digest"]}
+    with pytest.raises(TaskError, match="have 0 words for 1 domains"):
+        draw_tasks(dataclasses.replace(config, tasks=ZooTasks(kind="domain-words", **given, limit=30)))

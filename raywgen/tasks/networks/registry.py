@@ -24,6 +24,7 @@ from raywgen.tasks.networks.head import Head
 from raywgen.tasks.networks.lora import LoRANetwork, load_base
 from raywgen.tasks.networks.lora_forms import Form
 from raywgen.tasks.networks.mlp import mlp
+from raywgen.tasks.networks.next_word import next_word
 from raywgen.tasks.networks.resnet import resnet50, resnet101
 from raywgen.tasks.networks.tiny_cnn import tiny_cnn, tiny_cnn_rgb
 from raywgen.tasks.networks.upper_layers import upper_layers
@@ -81,6 +82,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lora": lora,
     "upper-layers": upper_layers,
     "causal-lm": causal_lm,
+    "next-word": next_word,
 }
 _PLAIN = re.compile(r"[\w.+-]*")
 

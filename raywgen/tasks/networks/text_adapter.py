@@ -1,4 +1,4 @@
-"""Adapters of text models in the form of the PEFT library: of the recipe `lora` on `upper-layers` or `causal-lm`."""
+"""Adapters of text models in the form of the PEFT library: of `lora` on text models."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ It reads the mean of the last hidden states over a sentence's tokens, divided by
 of `BertForSequenceClassification` have theirs in the adapter's own file.
 """
 _CLASSIFIER = "classifier."
-_CAUSAL = "causal-lm"
+_CAUSAL = ("causal-lm", "next-word")
 _POOLER, _BERT = "pooler", "bert."
-_BASES = ("upper-layers", _CAUSAL)
+_BASES = ("upper-layers", *_CAUSAL)
 
 
 def is_text_adapter(recipe: Mapping[str, Any]) -> bool:
@@ -58,7 +58,7 @@ class TextAdapters:
         pairs, base = self._factors(state), self._recipe["base"]
         alpha = self._recipe.get("alpha")
         scale = 1.0 if alpha is None else float(alpha) / int(self._recipe["rank"])
-        path, is_causal = str(base.get("path", PACKAGED)), base["name"] == _CAUSAL
+        path, is_causal = str(base.get("path", PACKAGED)), base["name"] in _CAUSAL
         whole = {name: tensor for name, tensor in state.items() if not name.endswith(EVERY_SUFFIX)}
         head = {name: tensor for name, tensor in whole.items() if name.startswith(_CLASSIFIER)}
         if base.get("pooling") == _POOLER:

@@ -37,6 +37,19 @@ def check_digest(path: str, digest: str) -> None:
         )
 
 
+def check_causal_digest(path: str, digest: str) -> None:
+    """Refuses a causal language model that changed since something was made by it.
+
+    Raises:
+        TaskError: The model is missing, or its weights are not those of `digest`; an empty one allows any.
+    """
+    if digest and (found := causal_digest(path)) != digest:
+        raise TaskError(
+            f"the language model {path} has changed: its weights are {found}, and what was made by it says {digest}; "
+            "give the folder of the model that it was made with"
+        )
+
+
 def hub_name(path: str) -> str:
     """Returns the name by which users of what is made for a text model load it: of the hub, or its folder."""
     return PACKAGED_NAME if path == PACKAGED else path.removeprefix(HUB)
@@ -73,6 +86,8 @@ def load_causal_model(path: str) -> nn.Module:
     Raises:
         TaskError: transformers or the model is missing, or the model cannot be loaded.
     """
+    if path == PACKAGED:
+        raise TaskError(f"{PACKAGED} is a sentence encoder; give the folder of a causal language model or {HUB}NAME")
     return _loaded(path, "AutoModelForCausalLM")
 
 
@@ -107,7 +122,21 @@ def encoder_digest(path: str) -> str:
     Raises:
         TaskError: The encoder is missing.
     """
-    state = load_encoder_model(path).state_dict()
+    return _digest(load_encoder_model(path))
+
+
+@functools.lru_cache(maxsize=8)
+def causal_digest(path: str) -> str:
+    """Returns 12 hex digits that change with a causal language model's weights, its head's too, and with its layout.
+
+    Raises:
+        TaskError: The model is missing.
+    """
+    return _digest(load_causal_model(path))
+
+
+def _digest(model: nn.Module) -> str:
+    state = model.state_dict()
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -76,7 +76,7 @@ def test_recipes_that_build_nothing_say_why(recipe: dict[str, object], message: 
 
 def test_the_registry_names_every_network() -> None:
     vits, resnets = ["vit-ti", "vit-s", "vit-b", "vit-l"], ["cifar-resnet", "resnet50", "resnet101"]
-    text = ["lora", "upper-layers", "causal-lm"]
+    text = ["lora", "upper-layers", "causal-lm", "next-word"]
     assert list(NETWORKS) == ["mlp", "cnn", "tiny-cnn", "tiny-cnn-rgb", "conv4", *resnets, *vits, "head", *text]
 
 
