@@ -40,7 +40,7 @@ from raywgen.tasks import (
 )
 from raywgen.tasks.networks.upper_layers import UpperLayers, mean_feature
 from raywgen.tasks.ridge_head import fit_ridge_head
-from raywgen.weights import Condition, KeyedNoise
+from raywgen.weights import Condition, KeyedNoise, Layout
 
 _STORED_STREAM = 3_001
 POOLINGS = ("mean", "max", "first")
@@ -147,18 +147,7 @@ class AdapterRows:
             shift: By how many places the condition is another task's; its own examples still fit the head.
             reads: What the generator reads of the condition; the examples fit the head all the same.
         """
-        rows, begin = [], 0.0
-        for index in range(-1, len(self.tasks)):  # The first time pays for what a process does once.
-            if index == 0:
-                begin = time.process_time()
-            condition = self.conditions[(max(index, 0) + shift) % len(self.tasks)]
-            if reads != "both":
-                condition = condition.reading(instruction=reads == "text", samples=reads == "examples")
-            noise = KeyedNoise(self._seed, torch.tensor([max(index, 0)]), 0)
-            request = GenerationRequest(condition=condition, layout=self.layout, noise=noise, temperature=0.0)
-            rows.append(generator.generate(request).values_BD[0])
-        taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
-        return self.judged(torch.stack(rows[1:]), taken)
+        return self.judged(*written_adapters(generator, self.conditions, self.layout, self._seed, shift, reads))
 
     def stored(self) -> tuple[Tensor, list[str]]:
         """Returns the ends of trajectories `(N, D)` of seen tasks, and the task of each."""
@@ -238,6 +227,41 @@ class AdapterRows:
             values.append(self.unseen.flat(end)[0])
         taken = _MILLISECONDS * (time.process_time() - begin) / len(self.tasks)
         return self.judged(torch.stack(values), taken)
+
+
+def written_adapters(
+    generator: Generator,
+    conditions: Sequence[Condition],
+    layout: Layout,
+    seed: int,
+    shift: int = 0,
+    reads: Reads = "both",
+) -> tuple[Tensor, float]:
+    """Writes an adapter for each condition, one after another, as a generator is used.
+
+    Args:
+        generator: The generator.
+        conditions: Conditions of one task each.
+        layout: Layout of the adapters.
+        seed: Keys the noise.
+        shift: By how many places the condition is another task's.
+        reads: What the generator reads of the condition.
+
+    Returns:
+        Flat vectors `(T, D)`, and the CPU milliseconds that one of them takes.
+    """
+    rows, begin = [], 0.0
+    for index in range(-1, len(conditions)):  # The first time pays for what a process does once.
+        if index == 0:
+            begin = time.process_time()
+        condition = conditions[(max(index, 0) + shift) % len(conditions)]
+        if reads != "both":
+            condition = condition.reading(instruction=reads == "text", samples=reads == "examples")
+        noise = KeyedNoise(seed, torch.tensor([max(index, 0)]), 0)
+        request = GenerationRequest(condition=condition, layout=layout, noise=noise, temperature=0.0)
+        rows.append(generator.generate(request).values_BD[0])
+    taken = _MILLISECONDS * (time.process_time() - begin) / len(conditions)
+    return torch.stack(rows[1:]), taken
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ BENCHMARKS = {
     "batch-statistics": "raywgen.benchmarks.batch_statistics",
     "sentence-encoder": "raywgen.benchmarks.sentence_encoder",
     "lora": "raywgen.benchmarks.lora",
+    "lora-causal": "raywgen.benchmarks.lora_causal",
     "strategy-parity": "raywgen.benchmarks.strategy_parity",
     "train-memory": "raywgen.benchmarks.train_memory",
     "train-overhead": "raywgen.benchmarks.train_overhead",
