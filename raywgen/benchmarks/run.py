@@ -37,6 +37,7 @@ BENCHMARKS = {
     "igpg-depths": "raywgen.benchmarks.igpg_depths",
     "igpg-pretrained": "raywgen.benchmarks.igpg_pretrained",
     "unseen-architectures": "raywgen.benchmarks.unseen_architectures",
+    "ambiguous-tasks": "raywgen.benchmarks.ambiguous_tasks",
     "quality": "raywgen.benchmarks.quality",
     "batch-statistics": "raywgen.benchmarks.batch_statistics",
     "sentence-encoder": "raywgen.benchmarks.sentence_encoder",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raywgen.benchmarks import few_shot_parts, igpg_tasks, igpg_zoo
+from raywgen.benchmarks import ambiguous_tasks, few_shot_parts, igpg_tasks, igpg_zoo
 from raywgen.benchmarks.ink import with_ink_of
 from raywgen.benchmarks.run import run
 from raywgen.benchmarks.trained import trained_zoo
@@ -30,7 +30,7 @@ def session() -> Iterator[None]:
 @pytest.fixture
 def zoos_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zoos are trained by this process, to the same values as by Ray's, each of which takes seconds to start."""
-    for module in (few_shot_parts, igpg_tasks, igpg_zoo):
+    for module in (ambiguous_tasks, few_shot_parts, igpg_tasks, igpg_zoo):
         monkeypatch.setattr(module, "trained_zoo", partial(trained_zoo, distributed=False))
 
 
@@ -153,6 +153,35 @@ def test_igpg_tasks(tmp_path: Path) -> None:
     assert {f"{start}_{how}" for start in ("shared", "own") for how in ("coherent", "independent", "shuffled")} <= set(
         figures
     )
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+@pytest.mark.usefixtures("zoos_here")
+def test_ambiguous_tasks(tmp_path: Path) -> None:
+    data = [f"data={SHARED}/mnist-test.parquet", f"test_data={SHARED}/mnist-test.parquet", "characters=digits"]
+    zoo = (
+        "zoo=[num_seen_tasks=4,num_validation_tasks=2,num_unseen_tasks=2,num_steps=12,"
+        "'checkpoint_steps=[0,4,8,12]',tasks.limit=400,tasks.test_limit=50]"
+    )
+    heads = "group=,way=2,encoder_episodes=4,encoder_way=8,num_tasks=12,mcdi.denoiser.num_steps=2,task_loss.num_steps=2"
+    few = [
+        f"few_shot=[{heads}]",
+        "whole=[mcdi.denoiser.num_steps=2,task_loss.num_steps=2]",
+        "methods=[igpg,mcdi]",
+        "steps=2",
+    ]
+    igpg = ["igpg.tokenizer.num_steps=2", "igpg.prior.num_steps=2", "igpg.task_loss.num_steps=1"]
+    igpg += ["igpg.tokenizer.quantiser={num_levels: 2, num_codes: 16}", "igpg.prior.width=16", "igpg.prior.num_heads=2"]
+    small = ["shots=[1]", "num_networks=2", "temperatures=[1.0]", "noises=[0.1]", "num_workers=0", f"out={tmp_path}"]
+    result = run(["ambiguous-tasks", *data, zoo, *few, *igpg, *small])
+    figures = result["figures"]
+    for kind in ("subsets", "characters"):
+        for row in ("hypernetwork", "members", "noise", "igpg", "mcdi"):
+            assert all(0 <= figures[f"{kind}_1_{row}_{key}"] <= 100 for key in ("best", "mixture", "calibration"))
+            assert figures[f"{kind}_1_{row}_likelihood"] < 0 < figures[f"{kind}_1_{row}_ms"]
+        # One network is its own best, and its own mixture.
+        assert figures[f"{kind}_1_hypernetwork_best"] == figures[f"{kind}_1_hypernetwork_mixture"]
+        assert set(result["conditions"][f"{kind}_1"]["over_members"]) == {"hypernetwork", "noise", "igpg", "mcdi"}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
