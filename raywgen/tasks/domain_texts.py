@@ -32,7 +32,7 @@ from raywgen.tasks.text_sets import paths_of, set_classes, split_sets
 _TEXTS_AT_ONCE = 32
 _SEED = 0
 # Of rarer words there are too few texts to train and test on; commoner ones are no domain.
-_FEWEST, _MOST_SHARE = 32, 0.2
+_FEWEST, _FEWEST_TESTED, _MOST_SHARE = 32, 5, 0.2
 
 
 def domain_texts(
@@ -232,12 +232,20 @@ def draw_domain_classes(
 
 
 def _topics(paths: Sequence[str], classes: Sequence[int], least: int) -> list[str]:
-    """Returns the words that enough training texts of these classes have, and not too many."""
+    """Returns the words that enough training and test texts of these classes have, and not too many."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # Late, as in `raywgen.tasks.digits`.
 
-    data, train_S, _ = split_sets(paths)
-    is_own_S = torch.isin(data.labels[train_S], torch.tensor(classes))
-    texts = data.sentences_at(train_S[is_own_S])
-    held = Counter(word for text in texts for word in set(text.lower().split()) if word.isalpha())
-    most = _MOST_SHARE * len(texts)
-    return sorted(word for word, count in held.items() if least <= count <= most and word not in ENGLISH_STOP_WORDS)
+    data, *rows = split_sets(paths)
+    own = torch.tensor(classes)
+    trained, tested = (data.sentences_at(rows_S[torch.isin(data.labels[rows_S], own)]) for rows_S in rows)
+    held, held_tested = (Counter(word for text in texts for word in set(_words(text))) for texts in (trained, tested))
+    most = _MOST_SHARE * len(trained)
+    return sorted(
+        word
+        for word, count in held.items()
+        if least <= count <= most and held_tested[word] >= _FEWEST_TESTED and word not in ENGLISH_STOP_WORDS
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.lower().split() if word.isalpha()]

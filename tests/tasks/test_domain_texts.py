@@ -72,16 +72,21 @@ def test_no_two_domains_have_a_word(tmp_path: Path) -> None:
     letters = [f"{first}{second}" for first in "bcdfgh" for second in "klmnpqrs"]
     files = []
     for name, own in (("one", letters[:30]), ("two", letters[20:])):
-        sentences = [f"the {word} and {own[(n + 1) % len(own)]} {n}" for n, word in enumerate(own * 10)]
+        sentences = [f"the {word} and {own[(n + 1) % len(own)]} {n}" for n, word in enumerate(own * 20)]
+        # A word that no test text has.
+        sentences = [f"{text} rare" if n < 40 else text for n, text in enumerate(sentences)]
+        split = ["test" if n // len(own) % 5 == 4 else "train" for n in range(len(sentences))]
         path = tmp_path / f"{name}.parquet"
-        pq.write_table(pa.table({"sentence": sentences, "label": [n % 2 for n in range(len(sentences))]}), path)
+        pq.write_table(
+            pa.table({"sentence": sentences, "label": [n % 2 for n in range(len(sentences))], "split": split}), path
+        )
         files.append(str(path))
     for num_unseen_paths in (0, 1):
         drawn = draw_domain_words(files, (6, 3, 10), 0, num_unseen_paths, num_texts=8)
         assert [len(part) for part in drawn] == [6, 3, 10]
         words = [one["word"] for part in drawn for one in part]
         assert len({*words}) == 19
-        assert not {"the", "and"} & {*words}
+        assert not {"the", "and", "rare"} & {*words}
         if num_unseen_paths:
             assert {*words[:6]} <= {*letters[20:]}
             assert {*words[6:]} <= {*letters[:30]}
