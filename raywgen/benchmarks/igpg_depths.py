@@ -14,7 +14,7 @@ written are a row of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,12 +26,14 @@ from raywgen.benchmarks.size_ladder import SizeLadder, StoredSize, Varied, of_si
 from raywgen.benchmarks.trained import trained_zoo
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
+from raywgen.corpus.merge import merge
 from raywgen.generation import load
 from raywgen.generators import GenerationRequest, Generator, OptimizerConfig, StageConfig
 from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPG, SamplingConfig
 from raywgen.generators.units import UnitsConfig
 from raywgen.progress import Reporter
+from raywgen.storage import Storage
 from raywgen.tasks import build_task
 from raywgen.training import TrainConfig, launch
 from raywgen.training.run_folder import STAGES
@@ -72,6 +74,8 @@ class IGPGDepthsConfig(SeededConfig):
         units: Training of the generator that writes unit by unit, likewise.
         starts: Depths (or widths) of the untrained networks that it is trained on; by default 8, 14, 26, 32 and 38
             (3 to 18), but those that are to be unseen.
+        igpg_starts: Depths (or widths) of untrained networks that IGPG and the hypernetwork are trained on beside the
+            zoo; none by default.
         zoo: Overrides of the zoo's recipe, such as `[seeds_per_task=8]`.
         igpg: Overrides of the shipped training run, such as `[generator.task_loss.num_steps=100]`.
     """
@@ -101,6 +105,7 @@ class IGPGDepthsConfig(SeededConfig):
         )
     )
     starts: list[int] = field(default_factory=list)
+    igpg_starts: list[int] = field(default_factory=list)
     zoo: list[str] = field(default_factory=list)
     igpg: list[str] = field(default_factory=list)
     out: str = "runs/benchmarks/igpg-depths"
@@ -119,8 +124,11 @@ class IGPGDepthsConfig(SeededConfig):
         sizes = [size_of(network, self.varied) for network in zoo_recipe(self, self.seed).networks]
         if self.seen not in sizes or unseen & set(sizes):
             raise ValueError(f"seen={self.seen}, between={self.between}, beyond={self.beyond}: the zoo's are {sizes}")
-        if known := unseen & set(self.starts):
-            raise ValueError(f"starts={self.starts}: {min(known)} is to be unseen; leave it out")
+        for name in ("starts", "igpg_starts"):
+            if known := unseen & set(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: {min(known)} is to be unseen; leave it out")
+        if twice := set(self.igpg_starts) & set(sizes):
+            raise ValueError(f"igpg_starts={self.igpg_starts}: the zoo has {min(twice)}; leave it out")
         if not min(sizes) < self.between < max(sizes) < self.beyond:
             raise ValueError(
                 f"between={self.between}, beyond={self.beyond}: must lie between and above the zoo's {sizes}"
@@ -135,10 +143,10 @@ def zoo_recipe(config: IGPGDepthsConfig, seed: int) -> ZooConfig:
     return load_config(ZooConfig, SHIPPED / "zoo" / f"resnet-{config.varied}s.yaml", overrides)
 
 
-def starts_recipe(config: IGPGDepthsConfig, zoo: ZooConfig) -> ZooConfig:
-    """Returns the recipe of the untrained networks from which the generator of units learns sizes."""
-    networks = [of_size(zoo.networks[0], config.varied, size) for size in config.starts]
-    return replace(zoo, networks=networks, seeds_per_task=1, num_steps=1, checkpoint_steps=[0])
+def starts_recipe(config: IGPGDepthsConfig, zoo: ZooConfig, sizes: Sequence[int], num: int = 1) -> ZooConfig:
+    """Returns the recipe of untrained networks of some sizes, `num` of each, from which generators learn sizes."""
+    networks = [of_size(zoo.networks[0], config.varied, size) for size in sizes]
+    return replace(zoo, networks=networks, seeds_per_task=num, num_steps=1, checkpoint_steps=[0])
 
 
 def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -159,6 +167,7 @@ def measure(config: IGPGDepthsConfig) -> tuple[dict[str, float], dict[str, Any]]
         "zoo": config.zoo,
         "igpg": config.igpg,
         "starts": config.starts,
+        "igpg_starts": config.igpg_starts,
         "each_seed": rows,
     }
     return figures, config.conditions(spreads) | conditions
@@ -171,8 +180,8 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
         corpus = trained_zoo(root, zoo)
         stored = stored_networks(corpus, varied)
         originals = stored | stored_networks(trained_zoo(root, replace(zoo, networks=unseen)), varied)
-        starts = trained_zoo(root, starts_recipe(config, zoo))
-        run, others = _trained(config, root, corpus, starts, seed)
+        starts = trained_zoo(root, starts_recipe(config, zoo, config.starts))
+        run, others = _trained(config, root, _with_starts(config, root, zoo, corpus), starts, seed)
     (facts,) = corpus.tasks.values()
     task = build_task(facts.recipe)
     rows = _SizeRows(
@@ -210,6 +219,17 @@ def _one_seed(config: IGPGDepthsConfig, root: str, seed: int) -> tuple[dict[str,
         "temperature": rows.generator.config.task_loss.temperature,
     }
     return figures, conditions
+
+
+def _with_starts(config: IGPGDepthsConfig, root: str, zoo: ZooConfig, corpus: Corpus) -> Corpus:
+    """Returns the zoo with untrained networks of further sizes, as many of each as it has checkpoints of a size."""
+    if not config.igpg_starts:
+        return corpus
+    recipe = starts_recipe(config, zoo, config.igpg_starts, zoo.seeds_per_task * len(zoo.checkpoint_steps))
+    folder = folder_of(root, "zoo-and-starts", {"zoo": zoo.recipe(), "starts": recipe.recipe()})
+    if not Storage.at(folder).exists():
+        merge(folder, [corpus, trained_zoo(root, recipe)])
+    return Corpus.open(folder)
 
 
 def _trained(

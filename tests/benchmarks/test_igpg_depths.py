@@ -17,6 +17,7 @@ from raywgen.benchmarks.resized_networks import StretchError, num_blocks, stretc
 from raywgen.benchmarks.run import run
 from raywgen.benchmarks.size_ladder import SizeLadder, StoredSize, of_size, size_of
 from raywgen.benchmarks.trained import trained_zoo
+from raywgen.generation import load
 from raywgen.nn.batch_norm import reestimate_statistics
 from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, build_network, build_task
 from raywgen.weights import Layout
@@ -192,7 +193,16 @@ def test_the_zoo_is_the_shipped_one_without_its_untrained_checkpoints() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"seeds": 0}, {"best_of": 0}, {"seen": 20}, {"between": 14}, {"between": 44}, {"beyond": 20}, {"starts": [8, 44]}],
+    [
+        {"seeds": 0},
+        {"best_of": 0},
+        {"seen": 20},
+        {"between": 14},
+        {"between": 44},
+        {"beyond": 20},
+        {"starts": [8, 44]},
+        {"igpg_starts": [26]},
+    ],
 )
 def test_wrong_settings_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -211,7 +221,7 @@ def test_the_benchmark_on_small_networks(tmp_path: Path, monkeypatch: pytest.Mon
     igpg = ",".join(f"generator.{stage}.num_steps=2" for stage in ("tokenizer", "prior", "task_loss"))
     few = ["seen=14", "between=20", "beyond=32", "best_of=2", "num_chosen=1", "num_unlabelled=64"]
     short = ["hypernetwork.task_loss.num_steps=2", "units.task_loss.num_steps=2"]
-    one = [*short, "finetune_rates=[0.01]", f"out={tmp_path}"]
+    one = [*short, "finetune_rates=[0.01]", "igpg_starts=[38]", f"out={tmp_path}"]
     result = run(["igpg-depths", zoo, f"igpg=[{igpg}]", *few, *one])
     rows = {"original", "generated", "generated_stored", "token_prior", "hypernetwork", "units", "random"}
     rows |= {"finetuned_1", "random_finetuned_1"}
@@ -223,5 +233,9 @@ def test_the_benchmark_on_small_networks(tmp_path: Path, monkeypatch: pytest.Mon
         assert all(0 <= figures[f"{kind}_{name}"] <= 100 for name in named)
     assert figures["between_nearest"] == max(figures["between_stretched"], figures["between_cut"])
     assert conditions["trained_sizes"] == [8, 14, 26]
+    (igpg,) = tmp_path.glob("igpg-*")
+    assert sorted(layout.num_values for layout in load(str(igpg), device="cpu").generator.layouts)[-1] > max(
+        conditions["values"].values()
+    )
     assert set(conditions["values"]) == {8, 14, 20, 26, 32}
     assert conditions["published"] == {"resnet-110 on CIFAR-10": 46.0}
