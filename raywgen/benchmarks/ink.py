@@ -21,24 +21,7 @@ from torch import Tensor
 
 from raywgen.files import in_one_step
 from raywgen.tasks.images import ImageData, load_images
-
-_MARGIN = 8  # Levels of 255: resizing and JPEG leave paper a little off its extreme.
-_LEAST_SHARE = 0.25
-
-
-def paper(x_SCHW: Tensor) -> str | None:
-    """Returns the colour of the paper, `black` or `white`, or None for images without one, such as photographs.
-
-    Paper is the colour of at least a quarter of all pixels, and of at least twice as many as the opposite one.
-
-    Args:
-        x_SCHW: Pixels, uint8.
-    """
-    black = float((x_SCHW <= _MARGIN).float().mean())
-    white = float((x_SCHW >= 255 - _MARGIN).float().mean())
-    if max(black, white) < _LEAST_SHARE or max(black, white) < 2 * min(black, white):
-        return None
-    return "black" if black > white else "white"
+from raywgen.tasks.ink import paper
 
 
 def with_ink_of(reference: ImageData, path: str, folder: str | Path) -> str:

@@ -7,12 +7,13 @@ Shape legend: S samples, F values of a sample, E features, C channels, H height,
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from raywgen.extras import hub_needed
+from raywgen.nn.batch_norm import layers_with_statistics, reestimate_statistics
 from raywgen.sealed import sealed_json, unseal
 from raywgen.storage import Storage, StorageError
 from raywgen.tasks.base import TaskError
@@ -36,6 +38,7 @@ from raywgen.weights.safetensors_writer import safetensors_bytes
 WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:\w+")
 _SEED = 0
+_SMALLEST_RATIO = 1e-12
 
 
 class EncoderError(TaskError):
@@ -119,25 +122,80 @@ class FrozenEncoder(nn.Module):
         Raises:
             EncoderError: The inputs have another size, or the features are not `(S, E)` or not finite.
         """
+        features_SE = self._checked(self._run(self.module, x_SF), len(x_SF))
+        return (features_SE - self.centre_E) / self._spread
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its module has a method `last_blocks`."""
+        return callable(getattr(self.module, "last_blocks", None))
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether its module has layers of batch normalisation."""
+        return bool(layers_with_statistics(self.module))
+
+    def last_blocks(self, x_SF: Tensor) -> list[Tensor]:
+        """Returns what the module's method `last_blocks` does: features `(S, E)` of several layers, the last one last.
+
+        Raises:
+            EncoderError: As `forward`.
+        """
+        assert self.has_blocks, "callers ask first"
+        return [self._checked(block, len(x_SF)) for block in self._run(self.module.last_blocks, x_SF)]  # pyright: ignore[reportArgumentType]
+
+    @torch.no_grad()
+    def normalised_by(self, x_SF: Tensor) -> FrozenEncoder:
+        """Returns a copy whose batch normalisation has the statistics of these inputs.
+
+        Raises:
+            EncoderError: As `forward`.
+        """
+        return self.with_statistics(self._run(lambda x: reestimate_statistics(self.module, x), x_SF))
+
+    def with_statistics(self, statistics: Mapping[str, Tensor]) -> FrozenEncoder:
+        """Returns a copy whose batch normalisation has these statistics, entries of the module's `state_dict`."""
+        other = copy.deepcopy(self)
+        other.module.load_state_dict({**self.module.state_dict(), **statistics})
+        other.__dict__.pop("fingerprint", None)
+        return other
+
+    def shift_of(self, other: FrozenEncoder) -> float:
+        """Says how far another's statistics are from its own: the mean over channels of KL(N(other) || N(own)), nats.
+
+        It is of the first layer of batch normalisation, whose statistics many pixels give even where there are few
+        images.
+
+        Args:
+            other: What `normalised_by` or `with_statistics` returned.
+        """
+        own, new = (next(iter(layers_with_statistics(one.module).values())) for one in (self, other))
+        ratio_D = new.running_var / own.running_var
+        distance_D = (new.running_mean - own.running_mean).square() / own.running_var
+        return float((ratio_D + distance_D - 1 - ratio_D.clamp(min=_SMALLEST_RATIO).log()).mean() / 2)
+
+    def _run(self, call: Callable[[Tensor], Any], x_SF: Tensor) -> Any:
         try:
             with torch.no_grad():
-                features_SE = self.module(x_SF.reshape(len(x_SF), *self._shape) if self._shape else x_SF)
+                return call(x_SF.reshape(len(x_SF), *self._shape) if self._shape else x_SF)
         except (RuntimeError, ValueError) as error:
             raise EncoderError(
                 f"encoder '{self.name}' does not take samples of {x_SF[0].numel()} values ({error})"
                 f"{f'; it takes {self._takes}' if self._takes else ''}; give size and channels that suit it"
             ) from error
+
+    def _checked(self, features_SE: Any, num_samples: int) -> Tensor:
         shape = list(getattr(features_SE, "shape", [type(features_SE).__name__]))
-        if len(shape) != 2 or shape[0] != len(x_SF):
+        if len(shape) != 2 or shape[0] != num_samples:
             raise EncoderError(
-                f"encoder '{self.name}' makes {shape} of {len(x_SF)} samples; give a module whose output is "
+                f"encoder '{self.name}' makes {shape} of {num_samples} samples; give a module whose output is "
                 "(samples, features)"
             )
         if not features_SE.isfinite().all():
             raise EncoderError(
                 f"encoder '{self.name}' gives NaN or infinite features; look at the encoder and the data"
             )
-        return (features_SE.float() - self.centre_E) / self._spread
+        return features_SE.float()
 
 
 def load_encoder(name: str) -> FrozenEncoder:

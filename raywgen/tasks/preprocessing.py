@@ -38,6 +38,16 @@ class InputForm:
         """Returns pixels uint8 `(S, C, H, W)` as standardised samples float32 `(S, F)`."""
         return normalise(x_SCHW, mean=self.mean, std=self.std).flatten(1)
 
+    def pixels(self, x_SF: Tensor) -> Tensor:
+        """Returns the grey levels or colours from 0 to 1, `(S, C, P)`, of standardised samples with P pixels."""
+        mean_C1, std_C1 = (x_SF.new_tensor(values).unsqueeze(1) for values in (self.mean, self.std))
+        return x_SF.unflatten(1, (len(self.mean), -1)) * std_C1 + mean_C1
+
+    def inverted(self, x_SF: Tensor) -> Tensor:
+        """Returns standardised samples with light and dark exchanged."""
+        mean_C1, std_C1 = (x_SF.new_tensor(values).unsqueeze(1) for values in (self.mean, self.std))
+        return ((1 - self.pixels(x_SF) - mean_C1) / std_C1).flatten(1)
+
 
 def input_form(recipe: Mapping[str, Any]) -> InputForm | None:
     """Reads the form from a task's recipe; None where its samples are no images."""

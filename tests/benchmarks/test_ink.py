@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raywgen.benchmarks.ink import paper, with_ink_of
+from raywgen.benchmarks.ink import with_ink_of
 from raywgen.tasks.images import load_digits_images, load_images
 
 
@@ -23,15 +23,6 @@ def _stored(path: Path, x_SCHW: torch.Tensor, labels: list[int]) -> str:
         images.append(file.getvalue())
     pq.write_table(pa.table({"image": images, "label": labels}), path)
     return str(path)
-
-
-def test_paper_is_what_most_pixels_are() -> None:
-    drawing = torch.full((2, 1, 4, 4), 252, dtype=torch.uint8)
-    drawing[:, :, 1, :3] = 0
-    assert paper(drawing) == "white"
-    assert paper(255 - drawing) == "black"
-    photograph = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    assert paper(photograph) is None
 
 
 @pytest.mark.parametrize("reference_is_white", [True, False])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from raywgen.tasks.encoders import (
     WEIGHTS,
     EncoderCard,
     EncoderError,
+    FrozenEncoder,
     encoder_kind,
     load_encoder,
     read_card,
@@ -85,6 +87,25 @@ def test_a_folder_gives_the_frozen_network_back(folder: str) -> None:
     found = read_card(folder)
     assert (found.network, found.size, found.channels, found.facts) == (NETWORK, 16, 1, {"seed": 3})
     assert [*found.mean, *found.std] == [0.2, 0.3]
+
+
+def test_statistics_of_other_images_make_another_encoder_and_leave_it_as_it_is() -> None:
+    encoder = FrozenEncoder(conv4(), name="own", identity="")
+    images = torch.randn(6, 256, generator=torch.Generator().manual_seed(0))
+    before, pale = encoder.fingerprint, images / 4
+    other = encoder.normalised_by(images)
+    assert encoder.fingerprint == before != other.fingerprint
+    # What it makes of these images is then what a batch in training mode would get, but for the variance's divisor.
+    trained = conv4().train()
+    torch.testing.assert_close(other(images), trained(images), rtol=0.1, atol=0.1)
+    blocks = other.last_blocks(images)
+    assert [tuple(block.shape) for block in blocks] == [(6, 16), (6, 4)]
+    assert torch.equal(blocks[-1], other(images))
+    torch.testing.assert_close(encoder.normalised_by(pale)(pale), other(images), rtol=1e-2, atol=1e-2)
+    assert encoder.shift_of(encoder) == 0
+    assert other.shift_of(other.normalised_by(images[:3])) < 0.1
+    # A quarter of the contrast: KL(N(0, 1/16) || N(0, 1)).
+    assert other.shift_of(other.normalised_by(pale)) == pytest.approx((1 / 16 - 1 + math.log(16)) / 2, rel=0.02)
 
 
 def test_a_folder_is_read_from_a_uri_and_replaced(folder: str) -> None:

@@ -57,6 +57,11 @@ class Conv4(nn.Module):
         """
         return self.blocks(as_images(x, self.in_channels, self.image_size)).flatten(1)
 
+    def last_blocks(self, x: Tensor) -> list[Tensor]:
+        """Returns the outputs of the last two blocks, each flattened `(S, E)`; the last ones are `features(x)`."""
+        before_last = self.blocks[:-1](as_images(x, self.in_channels, self.image_size))
+        return [before_last.flatten(1), self.blocks[-1](before_last).flatten(1)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits `(S, C)`, or features `(S, E)` without a head; inputs and errors as `features`."""
         features_SE = self.features(x)
