@@ -254,6 +254,8 @@ def adapt(
 ) -> None:
     """Write weights for a new task from labelled examples, in milliseconds, without gradients.
 
+    Of heads it makes several, of which the generator writes one, and keeps the best on the examples.
+
     raywgen adapt runs/mcdi --support examples/ out=head.safetensors
 
     raywgen adapt runs/igpg-sentence-lora --support examples.parquet test=others.parquet out=adapter
@@ -275,8 +277,10 @@ def adapt(
         highlight=False,
         soft_wrap=True,
     )
+    for line in found.heads:
+        out.print(plain(line), highlight=False, soft_wrap=True)
     if found.on_examples is not None:
-        left_out = ", each left out in turn" if found.head_alone is not None else ""
+        left_out = ", each left out in turn" if found.head_alone is not None or found.heads else ""
         out.print(
             f"on these examples{left_out}: {plain(found.on_examples.sentence())}", highlight=False, soft_wrap=True
         )

@@ -4,9 +4,11 @@ from raywgen.actor_pool import ActorsLostError, NoResourcesError
 from raywgen.generation.adapt import adapt
 from raywgen.generation.adapt_config import AdaptConfig, Adapted
 from raywgen.generation.best import Best, generate_best
+from raywgen.generation.classifier import Classifier
 from raywgen.generation.config import GenerateConfig
 from raywgen.generation.file_statistics import Reestimated, StatisticsConfig, estimate_file_statistics
-from raywgen.generation.fill import Filled, TrainedGenerator
+from raywgen.generation.fill import TrainedGenerator
+from raywgen.generation.filled import Filled
 from raywgen.generation.generate import generate
 from raywgen.generation.judge import ChanceWarning
 from raywgen.generation.loading import load
@@ -23,6 +25,7 @@ __all__ = [
     "Adapted",
     "Best",
     "ChanceWarning",
+    "Classifier",
     "ConditionError",
     "Filled",
     "GenerateConfig",

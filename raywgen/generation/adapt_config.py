@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raywgen.generation.head_names import HeadName
 from raywgen.nn.devices import Device
 from raywgen.tasks.standing import Standing
 
@@ -28,8 +29,12 @@ class AdaptConfig:
             which it must have been trained for by `condition_dropout`. The head is fitted to the examples all the same.
         best_of: Adapters of a text model that are generated, of which that with the lowest loss on the examples is
             kept, for a text encoder each example left out in turn.
+        head: For a generator of heads, which one is kept. `written` by the generator; nearest class `means`; `ridge`
+            regression on the encoder's features, or on its last `blocks`; `own-means` and `own-blocks`, with the
+            encoder's batch normalisation by the examples; or the `best` of all, by the loss on the examples, each of
+            which is judged by the head that is made from all others.
         policy: Optimiser whose behaviour is wanted, or a part of its name that no other has, such as `sam`, for a
-            generator that has learned several.
+            generator that has learned several. A generator of heads needs `head=written` with it.
         temperature: Temperature of the noise that generation starts from; 0 generates the same network every time.
         seed: Keys the noise.
         device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
@@ -46,6 +51,7 @@ class AdaptConfig:
     test: str = ""
     reads: Literal["both", "instruction", "examples"] = "both"
     best_of: int = 1
+    head: HeadName = "best"
     policy: str = ""
     temperature: float = 0.0
     seed: int = 0
@@ -89,9 +95,10 @@ class Adapted:
         classes: Names of the outputs, in order; none of a causal language model.
         num_examples: Number of labelled examples.
         encode_ms: Milliseconds that the encoder took; 0 without one.
-        generate_ms: Milliseconds of generation alone.
+        generate_ms: Milliseconds of generation alone; for heads of making, judging and choosing all of them.
         on_examples: Accuracy of the network on the examples, beside chance; None where nothing says how to build it.
-            Where a head is fitted to them, each is judged by the head of all others.
+            Heads are judged on each example by the head of all others, and None where a class has a single one.
+        heads: For heads one line about each that was made, and which is kept.
         head_alone: The same of a head on the text encoder as it is; None for other networks.
         on_test: Accuracy of the network on the sentences of `test`; None without.
         head_alone_on_test: That of the head on the text encoder as it is.
@@ -106,6 +113,7 @@ class Adapted:
     encode_ms: float
     generate_ms: float
     on_examples: Standing | None
+    heads: tuple[str, ...]
     head_alone: Standing | None = None
     on_test: Standing | None = None
     head_alone_on_test: Standing | None = None

@@ -71,6 +71,7 @@ def adapt_next_word(config: AdaptConfig, trained: TrainedGenerator, form: Senten
         encode_ms=_MILLISECONDS * (encoded - begin),
         generate_ms=_MILLISECONDS * taken,
         on_examples=None,
+        heads=(),
         **judged,
     )
 

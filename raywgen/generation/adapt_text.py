@@ -85,6 +85,7 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
         num_examples=len(labels_S),
         encode_ms=_MILLISECONDS * (encoded - begin),
         generate_ms=_MILLISECONDS * taken,
+        heads=(),
         **judged,
     )
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from raywgen.generation.best import candidates_request, generate_best
+from raywgen.generation.classifier import Classifier, read_classifier
 from raywgen.generation.conditions import make_condition
+from raywgen.generation.filled import Filled, ModuleT
+from raywgen.generation.head_names import HeadName
+from raywgen.generation.heads import Drawn, choose_classifier
 from raywgen.generation.hub import push_bundle
 from raywgen.generation.judge import judge, remedies, warn_of_chance
 from raywgen.generation.modules import UnknownLayoutWarning, adapt_weights, check_known, check_module
@@ -33,32 +37,6 @@ from raywgen.weights import Condition, Layout, Normalizer
 ADAPT_INSTRUCTION = "adapt"
 _BEST_OF = 8
 MOST_SAMPLES = 4096
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filled(Generic[ModuleT]):
-    """A module with new weights, and what is known of them.
-
-    Attributes:
-        module: The module that was filled.
-        on_samples: Accuracy on the labelled samples, beside chance; None where none were given.
-        best_of: Number of candidates that it was chosen from by its loss on these samples; 1 where none was chosen.
-        log_prob: Log-probability under the generator, nats, or None where the method has no density. It says how likely
-            the generator finds such a network, not how accurate it is.
-        is_known: Whether the generator was trained on this layout.
-    """
-
-    module: ModuleT
-    on_samples: Standing | None
-    best_of: int
-    log_prob: float | None
-    is_known: bool
-
-    def __repr__(self) -> str:
-        judged = "" if self.on_samples is None else f", {self.on_samples.sentence()}"
-        known = "" if self.is_known else ", a layout that the generator was never trained on"
-        return f"Filled({type(self.module).__name__}, the best of {self.best_of}{judged}{known})"
 
 
 class TrainedGenerator:
@@ -189,6 +167,50 @@ class TrainedGenerator:
             _print(name, on_samples, 1)
         warn_of_chance(name, on_samples, remedies(self.generator, None, is_known=True, adapted=True))
         return module
+
+    def classifier(
+        self,
+        support: object,
+        *,
+        head: HeadName = "best",
+        policy: str = "",
+        temperature: float = 0.0,
+        seed: int = 0,
+        quiet: bool = False,
+    ) -> Classifier:
+        """Makes a classifier of images for a new task, without gradients: the encoder with the best of several heads.
+
+        The heads are the one that the generator writes, nearest class means, and ridge regression on the encoder's
+        features or its last two blocks, which may be normalised by the examples. The best is the one with the lowest
+        loss on the examples, each of which is judged by the head that is made from all others. Images whose ink and
+        paper are the other way round than the encoder knows are inverted. At most 1,024 examples are used.
+
+        Args:
+            support: Labelled examples of the task, in any form that `read_data` takes, as for `adapt`.
+            head: `best`, or one of `written`, `means`, `ridge`, `blocks`, `own-means` and `own-blocks`.
+            policy: Optimiser whose behaviour the written head should have, for a generator that has learned several.
+            temperature: Temperature of the noise that the written head starts from.
+            seed: Keys the noise.
+            quiet: Whether to leave out the lines that say what each head does on the examples.
+
+        Raises:
+            ConditionError: As `raywgen.generation.heads.choose_classifier`.
+
+        Warns:
+            ChanceWarning: The classifier answers the examples no better than chance.
+        """
+        drawn = Drawn(instruction=ADAPT_INSTRUCTION, policy=policy, temperature=temperature, seed=seed)
+        data = read_data(support, self.inputs)
+        made = choose_classifier(self.generator, self.encoder, self.inputs, data, head, drawn)
+        if not quiet:
+            print("\n".join(made.lines()), file=sys.stderr)
+        if (on_samples := made.heads[made.kept].left_out) is not None:
+            warn_of_chance("the classifier", on_samples, remedies(self.generator, None, is_known=True, adapted=True))
+        return made
+
+    def load_classifier(self, path: str | Path) -> Classifier:
+        """Loads a classifier that `raywgen adapt` or `Classifier.save` wrote; errors as `read_classifier`."""
+        return read_classifier(path, self.encoder, self.inputs, self.generator.data.num_features)
 
     def features(self, samples: Tensor) -> Tensor:
         """Returns samples `(S, F)` as a condition holds them: encoded, where the generator works on features."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import raywgen
 from raywgen.config import ConfigError, load_config
 from raywgen.generation import AdaptConfig, ConditionError, UnknownLayoutError, adapt
 from raywgen.generation.adapt import read_support
+from raywgen.generation.head_names import HeadName
 from raywgen.generators import DataSpec
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.generators.common.network import NetworkConfig
@@ -63,14 +65,14 @@ def class_folders(root: Path, num_classes: int = WAY) -> Path:
     return root
 
 
-def config(bundle: Path, support: Path, out: Path) -> AdaptConfig:
-    return AdaptConfig(generator=str(bundle), support=str(support), out=str(out))
+def config(bundle: Path, support: Path, out: Path, head: HeadName = "best") -> AdaptConfig:
+    return AdaptConfig(generator=str(bundle), support=str(support), out=str(out), head=head)
 
 
 @pytest.mark.parametrize("num_classes", [2, WAY, 5])
 def test_a_folder_of_images_becomes_a_head_for_its_classes(bundle: Path, tmp_path: Path, num_classes: int) -> None:
     support = class_folders(tmp_path / "support", num_classes)
-    found = adapt(config(bundle, support, tmp_path / "head.safetensors"))
+    found = adapt(config(bundle, support, tmp_path / "head.safetensors", "written"))
     state = load_file(found.path)
     head(num_classes).load_state_dict(state, strict=True)
     assert found.classes == tuple(f"class-{label}" for label in range(num_classes))
@@ -84,14 +86,34 @@ def test_the_command_and_the_method_write_the_same(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     support = class_folders(tmp_path / "support")
-    found = adapt(config(bundle, support, tmp_path / "head.safetensors"))
+    found = adapt(config(bundle, support, tmp_path / "head.safetensors", "written"))
     trained = raywgen.load(bundle)
-    samples, labels, _ = read_support(str(support), trained)
+    data = read_support(str(support), trained)
     module = head()
-    trained.adapt(nn.DataParallel(module), (samples, labels))
+    trained.adapt(nn.DataParallel(module), (data.x, data.labels))
     assert f"{type(module).__name__} on your samples: " in capsys.readouterr().err
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, load_file(found.path)[name], rtol=0, atol=1e-6)
+
+
+def test_the_best_of_all_heads_is_written_and_read_again(bundle: Path, tmp_path: Path) -> None:
+    support = class_folders(tmp_path / "support")
+    found = adapt(config(bundle, support, tmp_path / "head.safetensors"))
+    facts = json.loads((tmp_path / "head.json").read_text())
+    assert facts["heads"].keys() == {"written", "means", "ridge", "blocks", "own-means", "own-blocks"}
+    assert [line.split()[0] for line in found.heads if line.endswith("<- kept")] == [facts["kept"]]
+    assert found.on_examples is not None
+    assert facts["heads"][facts["kept"]]["accuracy"] == found.on_examples.accuracy
+    trained, pixels = raywgen.load(bundle), images()[0]
+    made = trained.classifier(str(support), quiet=True)
+    assert made.kept == facts["kept"]
+    torch.testing.assert_close(trained.load_classifier(found.path)(pixels), made(pixels))
+
+
+def test_only_a_written_head_has_an_optimiser(bundle: Path, tmp_path: Path) -> None:
+    settings = config(bundle, class_folders(tmp_path / "support"), tmp_path / "head.safetensors")
+    with pytest.raises(ConditionError, match="give head=written, too"):
+        adapt(replace(settings, policy="sam"))
 
 
 def test_pixels_samples_and_features_give_the_same_head(bundle: Path) -> None:
