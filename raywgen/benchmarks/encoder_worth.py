@@ -4,27 +4,27 @@ A comparison of heads on one encoder's features does not show whether these feat
 episodes without any encoder, with one that was never trained, with features that the encoder has but its last block
 loses, and with batch normalisation by the support set of each episode.
 
-Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples.
+Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples, F values of one.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raywgen.benchmarks.few_shot_parts import Side
-from raywgen.evaluation.few_shot import accuracy, prototype_logits, ridge_logits, standardise_blocks
+from raywgen.evaluation.few_shot import accuracy
+from raywgen.tasks.encoders import FrozenEncoder
 from raywgen.tasks.networks.conv4 import Conv4
-
-_EPISODES_OF_A_BATCH = 50
+from raywgen.tasks.support_heads import nearest_means_head, ridge_blocks_head
 
 Features = Literal["pixels", "untrained", "encoder", "support"]
 Blocks = tuple[list[Tensor], list[Tensor]]
-"""Features of support samples and of query samples, block after block."""
+"""Features `(S, E)` of support samples and `(Q, E)` of query samples, block after block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Row:
         features: `pixels`, standardised; `untrained`, a Conv-4 that was never trained, normalised by the support set;
             `encoder`, the encoder as it is stored; `support`, the encoder normalised by the support set.
         num_blocks: How many of the last blocks the head sees.
-        head: `means`, the nearest class mean; `ridge`, a ridge head on blocks that are centred and scaled by the
-            support set.
+        head: `means`, the nearest class mean; `ridge`, ridge regression on blocks that are centred and scaled by the
+            support set. Both are the heads of `raywgen adapt`.
     """
 
     features: Features
@@ -65,77 +65,59 @@ class EncoderRows:
         seed: Seed of the untrained one.
     """
 
-    def __init__(self, encoder: nn.Module, seed: int) -> None:
-        assert isinstance(encoder, Conv4), "the benchmark trains its encoder itself"
+    def __init__(self, encoder: FrozenEncoder, seed: int) -> None:
+        conv4 = encoder.module
+        assert isinstance(conv4, Conv4), "the benchmark trains its encoder itself"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            untrained = Conv4(in_channels=encoder.in_channels, image_size=encoder.image_size)
+            untrained = Conv4(in_channels=conv4.in_channels, image_size=conv4.image_size)
         self._stored = encoder
-        self._by_support = {"untrained": _forgetful(untrained), "support": _forgetful(copy.deepcopy(encoder))}
+        self._by_support = {
+            "untrained": FrozenEncoder(untrained, name="untrained", identity=""),
+            "support": encoder,
+        }
 
     @torch.no_grad()
-    def accuracies(self, side: Side, num_episodes: int, num_classes: int) -> dict[str, Tensor]:
-        """Returns the accuracy `(B,)` of each row on the first episodes of a side."""
-        scores: dict[str, list[Tensor]] = {name: [] for name in ROWS}
-        for first in range(0, num_episodes, _EPISODES_OF_A_BATCH):
-            episodes = side.pixels.batch(first, min(_EPISODES_OF_A_BATCH, num_episodes - first))
-            support, query = side.prepare(episodes.support_x), side.prepare(episodes.query_x)
-            of_kind = {kind: self._blocks(kind, support, query) for kind in get_args(Features)}
-            for name, row in ROWS.items():
-                logits_BQC = _logits(row, of_kind[row.features], episodes.support_y, num_classes)
-                scores[name].append(accuracy(logits_BQC, episodes.query_y))
-        return {name: torch.cat(parts) for name, parts in scores.items()}
+    def accuracies(
+        self, side: Side, num_episodes: int, num_classes: int, kinds: Sequence[Features] = get_args(Features)
+    ) -> dict[str, Tensor]:
+        """Returns the accuracy `(B,)` of each row with features of some kinds on the first episodes of a side."""
+        rows = {name: row for name, row in ROWS.items() if row.features in kinds}
+        scores: dict[str, list[Tensor]] = {name: [] for name in rows}
+        for index in range(num_episodes):
+            episode = side.pixels.episode(index)
+            support, query = side.prepare(episode.support_x), side.prepare(episode.query_x)
+            of_kind = {kind: self._blocks(kind, support, query) for kind in kinds}
+            for name, row in rows.items():
+                logits_QC = _logits(row, of_kind[row.features], episode.support_y, num_classes)
+                scores[name].append(accuracy(logits_QC, episode.query_y))
+        return {name: torch.stack(parts) for name, parts in scores.items()}
 
     @torch.no_grad()
-    def logits(self, name: str, support: Tensor, support_y_BS: Tensor, query: Tensor, num_classes: int) -> Tensor:
-        """Returns the logits `(B, Q, C)` of one row.
+    def logits(self, name: str, support: Tensor, support_y_S: Tensor, query: Tensor, num_classes: int) -> Tensor:
+        """Returns the logits `(Q, C)` of one row.
 
         Args:
             name: Of the row.
-            support: Standardised images `(B, S, C, H, W)`.
-            support_y_BS: Their labels.
-            query: Standardised images `(B, Q, C, H, W)`.
+            support: Standardised images `(S, C, H, W)`.
+            support_y_S: Their labels.
+            query: Standardised images `(Q, C, H, W)`.
             num_classes: Classes of an episode.
         """
-        return _logits(ROWS[name], self._blocks(ROWS[name].features, support, query), support_y_BS, num_classes)
+        return _logits(ROWS[name], self._blocks(ROWS[name].features, support, query), support_y_S, num_classes)
 
     def _blocks(self, kind: Features, support: Tensor, query: Tensor) -> Blocks:
+        support_SF, query_QF = support.flatten(1), query.flatten(1)
         if kind == "pixels":
-            return [support.flatten(2)], [query.flatten(2)]
-        if kind == "encoder":
-            return _last_blocks(self._stored, support), _last_blocks(self._stored, query)
-        network, episodes = self._by_support[kind], []
-        for support_SCHW, query_QCHW in zip(support, query, strict=True):
-            network.train()(support_SCHW)
-            network.eval()
-            episodes.append((_last_blocks(network, support_SCHW[None]), _last_blocks(network, query_QCHW[None])))
-        support_blocks, query_blocks = (
-            [torch.cat(block) for block in zip(*side, strict=True)] for side in zip(*episodes, strict=True)
-        )
-        return support_blocks, query_blocks
+            return [support_SF], [query_QF]
+        encoder = self._stored if kind == "encoder" else self._by_support[kind].normalised_by(support_SF)
+        return encoder.last_blocks(support_SF), encoder.last_blocks(query_QF)
 
 
-def _forgetful(network: Conv4) -> Conv4:
-    """Lets each batch in training mode replace the statistics of batch normalisation by its own."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
-    return network
-
-
-def _logits(row: Row, blocks: Blocks, support_y_BS: Tensor, num_classes: int) -> Tensor:
+def _logits(row: Row, blocks: Blocks, support_y_S: Tensor, num_classes: int) -> Tensor:
     support, query = (side[-row.num_blocks :] for side in blocks)
     if row.head == "means":
-        return prototype_logits(torch.cat(support, dim=2), support_y_BS, torch.cat(query, dim=2), num_classes)
-    support_BSE, query_BQE = standardise_blocks(support, query)
-    return ridge_logits(support_BSE, support_y_BS, query_BQE, num_classes)
-
-
-def _last_blocks(network: Conv4, images: Tensor) -> list[Tensor]:
-    """Features `(B, S, E)` of the last two blocks, of images `(B, S, C, H, W)`."""
-    B = len(images)
-    before_last = network.blocks[:-1](images.flatten(0, 1))
-    return [
-        before_last.flatten(1).unflatten(0, (B, -1)),
-        network.blocks[-1](before_last).flatten(1).unflatten(0, (B, -1)),
-    ]
+        head = nearest_means_head(torch.cat(support, dim=1), support_y_S, num_classes)
+    else:
+        head = ridge_blocks_head(support, support_y_S, num_classes)
+    return head(torch.cat(query, dim=1))

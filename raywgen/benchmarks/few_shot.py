@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from raywgen.benchmarks.chosen_heads import chosen_accuracies
+from raywgen.benchmarks.encoder_worth import EncoderRows
 from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.few_shot_parts import Parts, Side, TaskSource, build_parts
 from raywgen.benchmarks.recipes import over_seeds
@@ -51,6 +54,8 @@ def measure(config: FewShotConfig) -> tuple[dict[str, float], dict[str, Any]]:
     for seed in config.all_seeds:
         parts = build_parts(config, root, seed, TaskSource(test_path=config.test_data))
         scores, chosen = scores_of(config, parts)
+        rows_of_encoder = EncoderRows(parts.encoder, parts.seed)
+        scores |= rows_of_encoder.accuracies(parts.test, config.num_episodes, config.way, ("encoder", "support"))
         figures, intervals = summarised(scores, HEADLINES[config.generator], ("prototypes",))
         chosen |= {"half_width_95": intervals, "encoder_validation": parts.encoder_accuracy}
         times, latency = _latency(config, parts, chosen)
@@ -70,6 +75,10 @@ def scores_of(config: FewShotConfig, parts: Parts) -> tuple[dict[str, Tensor], d
         name: generated_accuracy(generator, parts.layout, test, parts.seed)
         for name, generator in parts.generators.items()
     }
+    scores |= _of_another_task(config, parts)
+    first = parts.generators[HEADLINES[config.generator][0]]
+    with one_thread():
+        scores |= chosen_accuracies(first, parts.encoder, parts.test, config.num_episodes)
     scores["prototypes"] = accuracy(prototype_logits(*support_of(test), query_of(test)[0], config.way), test.query_y)
     heads = fit_heads(*support_of(test), config.way, learning_rate=rate, num_steps=[steps])
     scores["gradient_head"] = accuracy(head_logits(*heads[steps], query_of(test)[0]), test.query_y)
@@ -78,6 +87,20 @@ def scores_of(config: FewShotConfig, parts: Parts) -> tuple[dict[str, Tensor], d
         with one_thread():
             scores["reptile"], chosen["reptile"] = _reptile(config, parts)
     return scores, chosen
+
+
+def _of_another_task(config: FewShotConfig, parts: Parts) -> dict[str, Tensor]:
+    """Returns the accuracy `(B,)` of the methods that are compared, given the examples of another task."""
+    shuffled = shuffled_conditions(parts.test.features)
+    return {
+        f"shuffled_{name}": generated_accuracy(parts.generators[name], parts.layout, shuffled, parts.seed)
+        for name in HEADLINES[config.generator]
+    }
+
+
+def shuffled_conditions(episodes: Episode) -> Episode:
+    """Gives each of B episodes the support set of the one before it, and the first that of the last."""
+    return replace(episodes, support_x=episodes.support_x.roll(1, 0), support_y=episodes.support_y.roll(1, 0))
 
 
 def summarised(

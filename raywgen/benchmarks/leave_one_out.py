@@ -4,8 +4,9 @@ The encoder is trained on the plain images of the first one, which is therefore 
 the few-shot benchmark there are those that a generator must beat to be worth its training: the average of all stored
 heads; the stored head with the lowest loss on the support set; and no adaptation, which is the head made for the plain
 images of the same classes or, for other data, the untrained head. The rows of `encoder_worth` and `adapted_rows` show
-what the encoder's last features are worth, and `shuffled_METHOD` what a method writes for the examples of another task.
-All data are standardised by the mean and deviation of their own pixels, in all rows.
+what the encoder's last features are worth, `adapt` what `raywgen adapt` makes of the examples, and `shuffled_METHOD`
+what a method makes of those of another task. All data are standardised by the mean and deviation of their own pixels,
+in all rows.
 
 Shape letters beyond the legend in `raywgen.weights`: B episodes, S support samples, Q query samples, N stored heads.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from raywgen.benchmarks.adapted_rows import Adaptation, from_scratch, reptile_head
+from raywgen.benchmarks.chosen_heads import chosen_accuracies
 from raywgen.benchmarks.encoder_worth import EncoderRows
 from raywgen.benchmarks.few_shot import (
     generated_accuracy,
@@ -100,7 +102,7 @@ def _measured(
         if "from_scratch" not in once:
             once["from_scratch"] = from_scratch(config, parts)
         adapted = {"from_scratch": once["from_scratch"], "reptile_head": reptile_head(config, parts, source)}
-    encoders = EncoderRows(parts.encoder.module, parts.seed)
+    encoders = EncoderRows(parts.encoder, parts.seed)
     scores, chosen = scores_of(config, parts)
     chosen |= {name: one.settings() for name, one in adapted.items()}
     if "times" not in once:
@@ -137,19 +139,10 @@ def _with_means(row: dict[str, float]) -> dict[str, float]:
 def _rows(
     config: FewShotConfig, parts: Parts, encoders: EncoderRows, adapted: Mapping[str, Adaptation]
 ) -> dict[str, Tensor]:
-    """Returns the accuracy `(B,)` of the rows of encoders, of those that adapt, and of shuffled conditions."""
+    """Returns the accuracy `(B,)` of the rows of encoders, and of those that adapt."""
     scores = encoders.accuracies(parts.test, config.num_episodes, config.way)
     scores |= {name: one.accuracy(parts.test, config.reptile_episodes) for name, one in adapted.items()}
-    shuffled = shuffled_conditions(parts.test.features)
-    for name in HEADLINES[config.generator]:
-        generator = parts.generators[name]
-        scores[f"shuffled_{name}"] = generated_accuracy(generator, parts.layout, shuffled, parts.seed)
     return scores
-
-
-def shuffled_conditions(episodes: Episode) -> Episode:
-    """Gives each of B episodes the support set of the one before it, and the first that of the last."""
-    return replace(episodes, support_x=episodes.support_x.roll(1, 0), support_y=episodes.support_y.roll(1, 0))
 
 
 def _unmatched(
@@ -163,6 +156,9 @@ def _unmatched(
     }
     for name in HEADLINES[config.generator]:
         scores[name] = generated_accuracy(parts.generators[name], parts.layout, test, parts.seed)
+    first = parts.generators[HEADLINES[config.generator][0]]
+    with one_thread():
+        scores["adapt"] = chosen_accuracies(first, parts.encoder, parts.test, config.num_episodes)["adapt"]
     if config.reptile_episodes:
         with one_thread():
             steps = [chosen["reptile"]["steps"]]

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 
 from raywgen.benchmarks.adapted_rows import Adaptation
+from raywgen.benchmarks.chosen_heads import chosen_classifier
 from raywgen.benchmarks.encoder_worth import ROWS, EncoderRows
 from raywgen.benchmarks.few_shot import generated_heads
 from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.few_shot_parts import Parts
+from raywgen.benchmarks.trained import HEADLINES
 from raywgen.evaluation.few_shot import Learner, fit_head_autograd, prototypes, time_alternating
 
 _REPETITIONS = 10
@@ -54,8 +56,10 @@ def row_times(
         calls[name] = lambda generator=generator: generated_heads(
             generator, parts.layout, encode()[None], labels_S[None], 0
         )
+    first = parts.generators[HEADLINES[config.generator][0]]
+    calls["adapt"] = lambda: chosen_classifier(first, parts.encoder, parts.test, 0)
     for name in ROWS:
-        calls[name] = lambda name=name: rows.logits(name, support[None], labels_S[None], query[None], config.way)
+        calls[name] = lambda name=name: rows.logits(name, support, labels_S, query, config.way)
     if config.reptile_episodes:
         learner, steps = Learner(parts.network, config.reptile), chosen["reptile"]["steps"]
         calls["reptile"] = lambda: learner.adapt(parts.reptile, support, labels_S, steps)

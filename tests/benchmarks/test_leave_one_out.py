@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from raywgen.benchmarks.domains import DomainsConfig
+from raywgen.benchmarks.few_shot import shuffled_conditions
 from raywgen.benchmarks.few_shot_parts import TaskSource
 from raywgen.benchmarks.leave_one_out import (
     leave_out,
     nearest_head_accuracy,
     short_name,
-    shuffled_conditions,
     task_source,
 )
 from raywgen.benchmarks.transfer import TransferConfig

@@ -87,6 +87,7 @@ def test_few_shot(tmp_path: Path) -> None:
     for name in ("mcdi", "mcdi_task_loss", "regression", "reptile", "prototypes", "gradient_head"):
         assert 0 <= figures[name] <= 100
         assert figures[f"ms_{name}"] > 0 if name != "prototypes" else f"ms_{name}" not in figures
+    assert figures.keys() >= {"adapt", "encoder_ridge", "support_ridge", "shuffled_adapt", "shuffled_mcdi"}
     assert figures["over_prototypes"] == pytest.approx(figures["mcdi"] - figures["prototypes"], abs=1e-3)
     assert conditions["half_width_95"].keys() >= {"mcdi", "reptile", "prototypes", "over_prototypes"}
 
@@ -111,7 +112,7 @@ def test_lohp_horizon() -> None:
 def test_domains(tmp_path: Path) -> None:
     few = ["methods=[mcdi,mcdi_task_loss]", "reptile_episodes=0"]
     figures = run(["domains", *FEW_SHOT, *few, "domains=[plain,invert,rotate-45]", f"out={tmp_path}"])["figures"]
-    for name in ("mcdi", "average", "nearest", "no_adaptation"):
+    for name in ("mcdi", "adapt", "shuffled_adapt", "average", "nearest", "no_adaptation"):
         assert figures[name] == pytest.approx((figures[f"{name}/invert"] + figures[f"{name}/rotate-45"]) / 2, abs=1e-3)
     assert figures["over_nearest"] == pytest.approx(figures["mcdi"] - figures["nearest"], abs=1e-3)
 
@@ -127,7 +128,7 @@ def test_transfer(tmp_path: Path) -> None:
     figures = run(["transfer", *FEW_SHOT, held_out, *few, f"out={tmp_path}"])["figures"]
     # A head that was never trained gives all classes the same output.
     assert figures["no_adaptation/mnist-test"] == figures["no_adaptation/cifar10-test"] == 50
-    for name in ("mcdi", "reptile", "reptile_head", "from_scratch", "features_ridge", "support_ridge"):
+    for name in ("mcdi", "adapt", "reptile", "reptile_head", "from_scratch", "features_ridge", "support_ridge"):
         assert 0 <= figures[f"{name}/cifar10-test"] <= 100
         assert figures[f"ms_{name}"] > 0
     # Photographs have no paper: only MNIST was inverted, and class means of pixels do not mind.

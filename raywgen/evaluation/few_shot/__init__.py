@@ -11,13 +11,11 @@ from raywgen.evaluation.few_shot.prototypes import prototype_logits, prototypes
 from raywgen.evaluation.few_shot.reptile import Learner, ReptileState, train_reptile, warm_start
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.evaluation.few_shot.reptile_steps import STEPS, accuracy_by_steps, fewest_steps
-from raywgen.evaluation.few_shot.ridge import STRENGTHS, ridge_logits, standardise_blocks
 from raywgen.evaluation.few_shot.timing import Timing, one_thread, time_alternating
 
 __all__ = [
     "LEARNING_RATES",
     "STEPS",
-    "STRENGTHS",
     "Estimate",
     "FewShotError",
     "Learner",
@@ -36,8 +34,6 @@ __all__ = [
     "paired_difference",
     "prototype_logits",
     "prototypes",
-    "ridge_logits",
-    "standardise_blocks",
     "time_alternating",
     "train_reptile",
     "warm_start",
