@@ -101,7 +101,10 @@ def _adapt_head(config: AdaptConfig, trained: TrainedGenerator, data: UserData) 
 
     made, encode_seconds, seconds = _timed(trained, data, choose)
     on_examples = made.heads[made.kept].left_out
-    heads = {name: None if one.left_out is None else asdict(one.left_out) for name, one in made.heads.items()}
+    heads = {
+        name: None if one.left_out is None else asdict(one.left_out) | {"compared_loss": one.loss}
+        for name, one in made.heads.items()
+    }
     made.save(config.out, _facts(config, trained, data) | {"kept": made.kept, "heads": heads})
     if on_examples is not None:
         warn_of_chance(config.out, on_examples, remedies(trained.generator, None, is_known=True, adapted=True))

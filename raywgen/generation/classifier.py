@@ -86,16 +86,18 @@ class JudgedHead:
         words: What it is.
         left_out: Its outputs on the examples, each by the head that was made from all others; None where a class has a
             single example.
+        loss: The loss of these outputs by which heads are compared, nats, as `left_out_loss` measures it; None as well.
     """
 
     words: str
     left_out: Standing | None
+    loss: float | None
 
     def figures(self) -> str:
         """Returns its accuracy and loss in words; empty where nothing was measured."""
-        if self.left_out is None:
+        if self.left_out is None or self.loss is None:
             return ""
-        return f": accuracy {self.left_out.accuracy:.2f}, loss {self.left_out.loss:.3f}"
+        return f": accuracy {self.left_out.accuracy:.2f}, loss {self.loss:.3f}"
 
 
 class Classifier(nn.Module):

@@ -242,8 +242,10 @@ def _best(heads: Mapping[str, SupportHead], labels_J: Tensor) -> str:
 
 
 def _judged(words: str, head: SupportHead, labels_J: Tensor, best_of: int, linear: float | None) -> JudgedHead:
-    left_out = None if head.left_out_SC is None else standing(head.left_out_SC, labels_J, best_of, linear)
-    return JudgedHead(words=words, left_out=left_out)
+    if head.left_out_SC is None:
+        return JudgedHead(words=words, left_out=None, loss=None)
+    left_out = standing(head.left_out_SC, labels_J, best_of, linear)
+    return JudgedHead(words=words, left_out=left_out, loss=left_out_loss(head, labels_J))
 
 
 def _written(generator: Generator, features_SE: Tensor, labels_S: Tensor, rows_J: Tensor, drawn: Drawn) -> SupportHead:

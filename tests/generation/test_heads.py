@@ -59,7 +59,7 @@ def test_the_head_with_the_lowest_left_out_loss_is_kept_and_every_one_is_shown(
 ) -> None:
     generator, support = trained(), drawings(SHOT, 0)
     best = generator.classifier(support)
-    losses = {name: one.left_out.loss for name, one in best.heads.items() if one.left_out is not None}
+    losses = {name: one.loss for name, one in best.heads.items() if one.loss is not None}
     assert list(losses) == ["written", "means", "ridge", "blocks", "own-means", "own-blocks"]
     assert best.kept == min(losses, key=lambda name: losses[name])
     shown = capsys.readouterr().err.splitlines()
@@ -68,9 +68,9 @@ def test_the_head_with_the_lowest_left_out_loss_is_kept_and_every_one_is_shown(
     images, labels_S = drawings(20, 1)
     for name, loss in losses.items():
         alone = generator.classifier(support, head=name, quiet=True)  # pyright: ignore[reportArgumentType]
-        judged = alone.heads[name].left_out
+        judged = alone.heads[name]
         assert alone.kept == name
-        assert judged is not None
+        assert judged.loss is not None
         # Alone a written head is left as it was written, whatever the size of its logits.
         assert judged.loss == pytest.approx(loss, rel=1e-3) or (name == "written" and judged.loss > loss)
         logits_SC = alone(images)
