@@ -57,7 +57,7 @@ def checked_out(out: str | Path, example: str) -> str:
     return text
 
 
-def check_room(out: str, num_bytes: int) -> None:
+def check_room(out: str, num_bytes: int, provided: str = "") -> None:
     """Refuses a folder whose disk has no room for what it is to hold; object stores have room for anything.
 
     What lies in the folder already counts as part of that, as a command goes on where it stopped, or replaces files.
@@ -65,20 +65,27 @@ def check_room(out: str, num_bytes: int) -> None:
     Args:
         out: A local folder, which need not exist yet, or a URI.
         num_bytes: Bytes that it is to hold, at least.
+        provided: A clause that says what these bytes rest on, for the message.
 
     Raises:
         OutError: There is no room for them.
     """
-    if "://" in out:
-        return
-    folder = Path(out)
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(_existing(folder)).free
-    if num_bytes - there > free:
+    if not has_room(out, num_bytes):
         raise OutError(
-            f"out={out} is to hold at least {_mib(num_bytes)}, and its disk has {_mib(free)} left; free some disk "
-            "space, or name a folder on another disk"
+            f"out={out} is to hold at least {_mib(num_bytes)}{f' {provided}' if provided else ''}, and its disk has "
+            f"{_mib(_free(out))} left; free some disk space, or name a folder on another disk"
         )
+
+
+def has_room(out: str, num_bytes: int) -> bool:
+    """Whether there is room for what a folder is to hold, see `check_room`."""
+    if "://" in out:
+        return True
+    return num_bytes - sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file()) <= _free(out)
+
+
+def _free(out: str) -> int:
+    return shutil.disk_usage(_existing(Path(out))).free
 
 
 def local_out(out: str | Path, example: str, what: str, key: str = "out") -> str:
@@ -102,12 +109,13 @@ def local_file(out: str | Path, example: str, what: str) -> str:
     """Returns the file of a command's results, which cannot be a URI; see `local_out`.
 
     Raises:
-        OutError: It is empty, a URI or a folder.
+        OutError: It is empty, a URI or a folder, or its disk is full.
     """
     text = _local(str(out), example, what, "out")
     if Path(text).is_dir():
         raise OutError(f"out={text} is a folder; name a file, such as out={example}")
     _check_tilde(text, "out")
+    _check_disk(text, Path(text), "out")
     return text
 
 
@@ -115,10 +123,11 @@ def local_path(out: str | Path, example: str, what: str) -> str:
     """Returns the local path of a command's results before anything tells if it is a file or a folder.
 
     Raises:
-        OutError: It is empty, a URI, the current folder, `/` or a home folder.
+        OutError: It is empty, a URI, the current folder, `/` or a home folder, or its disk is full.
     """
     text = _local(str(out), example, what, "out")
     _check_place(text, Path(text), example, "out")
+    _check_disk(text, Path(text), "out")
     return text
 
 
@@ -141,7 +150,11 @@ def _check_path(text: str, path: Path, example: str, key: str = "out") -> None:
         raise OutError(f"{key}={text} would lie in {above}, which is a file; name a folder, such as {key}={example}")
     if not os.access(above, os.W_OK | os.X_OK):
         raise OutError(f"{key}={text} cannot be written: {above} does not allow it; name another folder")
-    if shutil.disk_usage(above).free < _LEAST_ROOM:
+    _check_disk(text, path, key)
+
+
+def _check_disk(text: str, path: Path, key: str) -> None:
+    if shutil.disk_usage(_existing(path)).free < _LEAST_ROOM:
         raise OutError(
             f"{key}={text} cannot be written: its disk is full; free some disk space, or name another folder"
         )

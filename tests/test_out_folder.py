@@ -184,6 +184,16 @@ def test_every_command_refuses_folders_that_nobody_meant_before_it_reads_anythin
     assert not list(here.iterdir())
 
 
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_refuses_a_full_disk_before_it_reads_anything(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "cannot be written: its disk is full; free some disk space" in refusal(command, str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_benchmark_refuses_a_uri_and_the_current_folder() -> None:
     with pytest.raises(OutError, match="benchmark tune writes to a local path only"):
         run(["tune", "out=s3://bucket/tune"])
@@ -206,6 +216,8 @@ def test_a_disk_without_room_is_noticed_before_anything_runs(tmp_path: Path, mon
         OutError, match=r"is to hold at least 4\.0 MiB, and its disk has 3\.0 MiB left; free some disk space"
     ):
         check_room(out, 4 << 20)
+    with pytest.raises(OutError, match=r"at least 4\.0 MiB for 2 trials, and its disk"):
+        check_room(out, 4 << 20, "for 2 trials")
     # What an earlier run wrote is a part of it.
     Path(out).mkdir(parents=True)
     (Path(out) / "part").write_bytes(bytes(1 << 20))

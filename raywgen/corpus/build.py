@@ -21,6 +21,7 @@ from raywgen.corpus.facts_join import FactsReport, join_facts
 from raywgen.corpus.ingest import IngestItem, IngestResult, ingest_item, journal, plan_items, read_journal
 from raywgen.corpus.manifest import MANIFEST
 from raywgen.corpus.network_names import network_names
+from raywgen.corpus.room import check_corpus_room
 from raywgen.corpus.runs import join_runs
 from raywgen.corpus.sources import SourceCheckpoint, find_checkpoints
 from raywgen.corpus.statistics import Statistics, add_statistics
@@ -85,7 +86,7 @@ def build_corpus(
         session: Starts Ray, where `config.distributed`; it is entered once the sources are found, as that takes long.
 
     Raises:
-        OutError: Nothing can or should be written to `out`.
+        OutError: Nothing can or should be written to `out`, or its disk has no room for the corpus.
         CorpusError: A source holds nothing, `out` holds a corpus of other sources, a file cannot be written, or,
             where `strict`, a checkpoint is refused.
         InUseError: Another process works on `out`.
@@ -107,6 +108,7 @@ def build_corpus(
     with writing(config.out):
         if storage.size(MANIFEST) is not None:  # Another process that held the folder a moment ago may have finished.
             return _existing(config, recipe)
+        check_corpus_room(items, config.out)
         with session() if config.distributed else nullcontext():
             _ingest_remaining(items, config, storage, on_progress)
         stored = sorted({checkpoint.files[0] for checkpoint in checkpoints if checkpoint.stored_id is not None})

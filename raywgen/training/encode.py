@@ -57,11 +57,13 @@ class EncodeItem:
         name: Digest of the shard and of the tokeniser.
         shard: The shard.
         num_values: Values of all its networks, for progress.
+        num_bytes: Bytes of their tokens.
     """
 
     name: str
     shard: Shard
     num_values: int
+    num_bytes: int
 
 
 class EncodePlan:
@@ -76,7 +78,8 @@ class EncodePlan:
         items: All work items, the largest first.
 
     Raises:
-        TokensError: The corpus holds tokens already, or networks that the tokeniser was not trained on.
+        TokensError: The corpus holds tokens already, or networks that the tokeniser was not trained on, or the
+            tokeniser has more codes than tokens can be stored of.
     """
 
     def __init__(self, corpus: Corpus, encoder: TokenEncoder, root: str) -> None:
@@ -179,7 +182,9 @@ class EncodePlan:
                 continue
             content = json.dumps([self.tokenizer, shard.path, shard.sha256])
             name = hashlib.sha256(content.encode()).hexdigest()[:16]
-            items.append(EncodeItem(name=name, shard=shard, num_values=counts[shard.path] * layout.num_values))
+            num, tokens = counts[shard.path], self._token_layout(layout).num_bytes
+            item = EncodeItem(name=name, shard=shard, num_values=num * layout.num_values, num_bytes=num * tokens)
+            items.append(item)
         # The largest first, so that none of them runs alone at the end.
         return sorted(items, key=lambda item: -item.num_values)
 

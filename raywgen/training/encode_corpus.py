@@ -19,7 +19,7 @@ from raywgen.generators.bundle_copies import is_bundle
 from raywgen.generators.token_encoder import TokenEncoder
 from raywgen.locations import absolute, joined
 from raywgen.nn.devices import Device, resolved_device
-from raywgen.out_folder import checked_out
+from raywgen.out_folder import check_room, checked_out
 from raywgen.stops import keeping
 from raywgen.storage import Storage
 from raywgen.training.devices import num_gpus
@@ -79,7 +79,7 @@ def encode_corpus(
         session: Starts Ray, where `config.where` is `ray`; it is entered once corpus and tokeniser are read.
 
     Raises:
-        OutError: Nothing can or should be written to `out`.
+        OutError: Nothing can or should be written to `out`, or its disk has no room for the tokens.
         BundleError: There is no trained tokeniser.
         TokensError: `out` holds another corpus, or the tokeniser does not fit the corpus.
         CorpusError: The corpus cannot be read, or tokens cannot be written.
@@ -97,6 +97,7 @@ def encode_corpus(
     with kept, writing(config.out):
         if (found := plan.existing()) is not None:  # Another process that held the folder may have finished.
             return found
+        check_room(config.out, sum(item.num_bytes for item in plan.items))
         with session() if config.where == "ray" else nullcontext():
             _encode_remaining(config, plan, on_progress, on_news)
         return plan.commit()

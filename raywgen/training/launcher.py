@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from raywgen.config import ConfigError, to_yaml
 from raywgen.config_places import without_places
 from raywgen.corpus import Corpus
-from raywgen.generators import Stage
+from raywgen.generators import Generator, Stage
 from raywgen.generators.bundle import ENCODER, save_bundle
 from raywgen.locations import absolute, joined
 from raywgen.locks import only_one
@@ -34,10 +34,11 @@ from raywgen.training.data import data_spec, has_tasks, measure_normalizers
 from raywgen.training.devices import with_device
 from raywgen.training.early import check_batches
 from raywgen.training.export import stored_tensors
-from raywgen.training.memory_check import check_memory, checkpoint_bytes, declared_memory
+from raywgen.training.memory_check import check_memory, declared_memory
 from raywgen.training.resource_check import Nodes, check_run, connected_nodes, worker_requests
 from raywgen.training.resume import resumed_checkpoint
 from raywgen.training.rows import data_digest
+from raywgen.training.run_bytes import least_run_bytes
 from raywgen.training.run_folder import BUNDLE, CONFIG, STARTS, is_done, snapshot_folder, warn
 from raywgen.training.run_method import read_method
 from raywgen.training.run_spec import RunSpec
@@ -63,6 +64,7 @@ def launch(
     *,
     stop_at: float = 1.0,
     init_from: str = "",
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Trains generators one after another; those already trained are left as they are.
 
@@ -73,9 +75,11 @@ def launch(
             and a copy of the checkpoint, and the same call with a larger share goes on there.
         init_from: Folder of a checkpoint, such as another run's `snapshot_folder`, from which a run begins that has no
             checkpoint of its own.
+        session: Starts Ray, where runs ask for workers; it is entered once corpus, settings and disk are checked.
 
     Raises:
-        OutError: A run folder is empty, the current folder, or in an object store that cannot be written to.
+        OutError: A run folder is empty, the current folder, in an object store that cannot be written to, or on a disk
+            that has no room for its checkpoints.
         ConfigError: A run folder holds another run, or a stage has fewer networks in a batch than workers and parts.
         DoesNotFitError: A stage does not fit into the memory of the workers.
         BundleFormatError: A run folder holds a generator of another version of raywgen.
@@ -91,12 +95,16 @@ def launch(
     unfinished = [config for config in configs if not is_done(config.out)]
     if not unfinished:
         return
-    placed = [with_source(with_device(config)) for config in unfinished]
-    nodes = _check_room(placed[0])
+    placed = [with_source(config) for config in unfinished]
     corpus = Corpus.open(unfinished[0].corpus, copies=placed[0].source != "ray")
     specs = run_specs(placed, corpus, stop_at, init_from)
-    stages = [_checked_stages(spec, corpus, nodes) for spec in specs]
+    generators = [_checked_generator(spec, corpus) for spec in specs]
     with ExitStack() as stack:
+        if unfinished[0].max_workers:
+            stack.enter_context(session())
+        specs = [replace(spec, config=with_device(spec.config)) for spec in specs]
+        stages = _placed_stages(specs, generators)
+        del generators  # The workers build their own, and a large one takes memory where it cannot do without values.
         for config in unfinished:
             stack.enter_context(only_one(config.out))
         _check(unfinished)  # Whoever held a folder a moment ago may have begun another run there.
@@ -213,15 +221,12 @@ def _check_room(config: TrainConfig) -> Nodes | None:
     return nodes
 
 
-def _checked_stages(spec: RunSpec, corpus: Corpus, nodes: Nodes | None) -> list[StageRecord]:
-    """Describes the stages of a run, after it has checked that they can be trained to their end.
-
-    The generator is built here once and not kept: a large one takes long, and the workers build their own.
-    """
+def _checked_generator(spec: RunSpec, corpus: Corpus) -> Generator:
+    """Builds the generator of a run without values, after it has checked that the run can be trained to its end."""
     generator = spec.skeleton()
     stages = generator.stages()
     _check_blocks(stages, spec.config)
-    check_room(spec.config.out, max((checkpoint_bytes(stage) for stage in stages), default=0))
+    check_room(spec.config.out, least_run_bytes(generator, spec.config, spec.stop_at))
     for stage in stages:
         check_tokens(stage.tokens, corpus)
     check_batches(spec.config)
@@ -232,10 +237,17 @@ def _checked_stages(spec: RunSpec, corpus: Corpus, nodes: Nodes | None) -> list[
         )
     if not has_tasks(corpus):
         _check_tasks(stages, spec.config.method, corpus.location)
-    if nodes is not None and (memory := declared_memory(spec.config, nodes)) is not None:
-        begun, _ = CheckpointManager(spec.config.out).position() or (0, 0)
-        check_memory(stages[begun:], generator.layouts, spec.config, memory)
-    return stage_records(stages)
+    return generator
+
+
+def _placed_stages(specs: Sequence[RunSpec], generators: Sequence[Generator]) -> list[list[StageRecord]]:
+    """Describes the stages of runs whose devices are known, after it has checked that the cluster can train them."""
+    nodes = _check_room(specs[0].config)
+    for spec, generator in zip(specs, generators, strict=True):
+        if nodes is not None and (memory := declared_memory(spec.config, nodes)) is not None:
+            begun, _ = CheckpointManager(spec.config.out).position() or (0, 0)
+            check_memory(generator.stages()[begun:], generator.layouts, spec.config, memory)
+    return [stage_records(generator.stages()) for generator in generators]
 
 
 def _check_blocks(stages: Sequence[Stage], config: TrainConfig) -> None:

@@ -60,12 +60,6 @@ def least_state_bytes(stage: Stage, config: TrainConfig) -> int:
     return min(state_bytes(sizes, num_workers, *choice) for choice in choices)
 
 
-def checkpoint_bytes(stage: Stage) -> int:
-    """Returns the bytes of a checkpoint, at least: the stage's parameters and the optimiser's moments of each."""
-    sizes = StageSizes.of_states(stage)
-    return 4 * sizes.num_parameters * (3 if sizes.has_moments else 1)
-
-
 def network_bytes(stage: Stage, num_values: int, config: TrainConfig) -> float:
     """Returns the bytes that a step of a stage keeps of a whole network, at least."""
     per_value = stage.bytes_per_value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from raywgen.training.config import TrainConfig
 from raywgen.training.early import check_early
 from raywgen.training.launcher import OnProgress, launch
@@ -24,5 +22,4 @@ def run_training(config: TrainConfig, on_progress: OnProgress | None = None) -> 
         DoesNotFitError, TrainingError, InUseError, Stopped: See `launch`.
     """
     check_early(config)
-    with ray_session() if config.max_workers else nullcontext():
-        launch([config], on_progress)
+    launch([config], on_progress, session=ray_session)

@@ -37,6 +37,7 @@ from raywgen.tuning.results import (
     trial_folder,
     write_table,
 )
+from raywgen.tuning.room import check_search_room
 from raywgen.tuning.search import COMPLETE, SUGGEST, RecordedASHA, RecordedSearch, SearchLog, population
 from raywgen.tuning.space import Values
 from raywgen.tuning.tensorboard import write_tensorboard
@@ -61,7 +62,7 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
         reporter: Prints progress.
 
     Raises:
-        OutError: Nothing can or should be written to `out`; nothing has begun.
+        OutError: Nothing can or should be written to `out`, or its disk has no room for the search; nothing has begun.
         ConfigError: Something is wrong with the config, or the cluster can never run a trial; nothing has begun.
         CorpusError: The corpus cannot be read or made.
         TuneError: No trial could be judged.
@@ -78,10 +79,13 @@ def tune(config: TuneConfig, reporter: Reporter | None = None) -> TuneResult:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     kept = keeping(f"{config.out} keeps all trials and their checkpoints; the same command goes on with the search")
     with kept, trusting(*named_in(pipeline.base)), only_one(settings.out):
+        is_over = config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials
+        if not is_over:
+            check_search_room(pipeline, config)
         _keep_config(config)
-        workers = pipeline.base.train.max_workers
-        if config.scheduler != "pbt" and len(SearchLog(settings.out).names(COMPLETE)) >= config.num_trials:
+        if is_over:
             return _finish(pipeline, config)
+        workers = pipeline.base.train.max_workers
         # A machine that can train can tune: the waiting trial and its data tasks get logical CPUs beyond the real ones.
         with ray_session(2 if workers else 0, dashboard=workers > 0):
             at_once = check_resources(cluster_nodes(pipeline.base.train), pipeline.base.train, config.max_concurrent)

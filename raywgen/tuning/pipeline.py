@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,13 +117,19 @@ class Pipeline:
                 raise ConfigError(f"space: {knob.key} is no knob; {_SET_BY_SEARCH[knob.key]}")
             if knob.key in _ONLY_FIXED:
                 raise ConfigError(f"space: {knob.key} is no knob; every trial has the same, set it in `fixed`")
-            for value in knob.corners():
-                self._try({**self._beside(knob), knob.key: value}, f"{knob.key}={value}")
+        for key, values in self.corners():
+            self._try(values, f"{key}={values[key]}")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(_NUM_DRAWS):
             drawn = draw(self.knobs, study.ask())
             self._try(drawn, ", ".join(f"{key}={value}" for key, value in drawn.items()))
+
+    def corners(self) -> Iterator[tuple[str, Values]]:
+        """Yields each extreme value of each knob: its key, and the values of a trial that has it."""
+        for knob in self.knobs:
+            for value in knob.corners():
+                yield knob.key, {**self._beside(knob), knob.key: value}
 
     def _beside(self, knob: Knob) -> Values:
         """Returns values of other knobs for which this one exists; all others keep the base's value."""

@@ -150,12 +150,7 @@ class WeightsReader:
         archive: TorchArchive | LegacyArchive | None = None
         if head.startswith(ZIP):
             archive = TorchArchive(file, source)
-            content = archive.pickle_bytes()
-            known = self._plan("archive", content)
-            if known is None:
-                known = self._contents(parse_pickle(content), source)
-                self._cache("archive", content, known)
-            assert isinstance(known, _TorchContents), "archives have contents"
+            known = self._archived(archive, source)
         elif head.startswith(LEGACY):
             archive = LegacyArchive(file, source)
             known = self._contents(archive.pickled, source)
@@ -174,6 +169,30 @@ class WeightsReader:
         with suppress(NotPlainError):  # Only reading the whole file decides that.
             if file.read(len(ZIP)) == ZIP:
                 self._contents(parse_pickle(TorchArchive(file, source).pickle_bytes()), source)
+
+    def least_bytes(self, path: str | Path) -> int:
+        """Returns the bytes of the packed networks that `read_all` reads, by the description of the tensors alone.
+
+        It is 0 for a file that cannot be used, and for one of which only its values tell.
+        """
+        source = str(path)
+        with suppress(WeightsError, NotPlainError, UnusableFileError, OSError), open_regular(source) as file:
+            head, size = file.read(HEAD_BYTES), os.fstat(file.fileno()).st_size
+            if head.startswith(ZIP):
+                networks = self._archived(TorchArchive(file, source), source).networks
+                return sum(wanted.layout.num_bytes for _, wanted in networks if isinstance(wanted, CopyPlan))
+            if is_safetensors(head, size):
+                return self._safetensors_plan(file, source)[0].layout.num_bytes
+        return 0
+
+    def _archived(self, archive: TorchArchive, source: str) -> _TorchContents:
+        content = archive.pickle_bytes()
+        known = self._plan("archive", content)
+        if known is None:
+            known = self._contents(parse_pickle(content), source)
+            self._cache("archive", content, known)
+        assert isinstance(known, _TorchContents), "archives have contents"
+        return known
 
     def _contents(self, pickled: Pickled, source: str) -> _TorchContents:
         content, calls = pickled.content, pickled.calls
@@ -226,7 +245,8 @@ class WeightsReader:
         found = [(key, pack(network.state, source)) for key, network in choice.networks]
         return ReadNetworks(tuple(found), choice.others)
 
-    def _read_safetensors(self, file: BinaryIO, file_bytes: int, path: str) -> PackedCheckpoint:
+    def _safetensors_plan(self, file: BinaryIO, path: str) -> tuple[CopyPlan, int]:
+        """Returns what the header of a file describes, and the header's length."""
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if 2 <= length <= MAX_HEADER_BYTES else b""
@@ -236,6 +256,10 @@ class WeightsReader:
         if not isinstance(plan, CopyPlan):
             plan = safetensors_plan(header, path)
             self._cache("safetensors", header, plan)
+        return plan, length
+
+    def _read_safetensors(self, file: BinaryIO, file_bytes: int, path: str) -> PackedCheckpoint:
+        plan, length = self._safetensors_plan(file, path)
         size = plan.entries[""]
         if file_bytes != 8 + length + size:
             raise WeightsError(f"{path} does not have the {8 + length + size} bytes its header says; fetch it again")

@@ -145,6 +145,18 @@ def plan_zoo(
     )
 
 
+def zoo_bytes(config: ZooConfig) -> int:
+    """Returns the bytes of the weights of a zoo's checkpoints; nothing is trained for that.
+
+    Raises:
+        TaskError: The config wants more tasks than there are, or an unknown network.
+    """
+    num_tasks = sum(map(len, draw_tasks(config).values()))
+    num_checkpoints = num_tasks * config.seeds_per_task * len(config.fits()) * len(config.checkpoint_steps)
+    states = (initial_state(recipe, config.seed) for recipe in network_recipes(config))
+    return num_checkpoints * sum(Layout.from_state_dict(state).num_bytes for state in states)
+
+
 def initial_state(recipe: Mapping[str, object], seed: int) -> StateDict:
     """Builds a network under a seed and returns its `state_dict`."""
     with torch.random.fork_rng(devices=[]):

@@ -25,7 +25,7 @@ from raywgen.trust import entry_point
 from raywgen.weights import Layout
 from raywgen.zoo.config import ZooConfig
 from raywgen.zoo.execution import choose_executions
-from raywgen.zoo.plan import ZooPlan, ZooStack, plan_zoo
+from raywgen.zoo.plan import ZooPlan, ZooStack, plan_zoo, zoo_bytes
 from raywgen.zoo.stacks import TrainedStack, train_stack, write_start
 from raywgen.zoo.task_pool import run_over_ray
 
@@ -57,7 +57,7 @@ def train_zoo(
         session: Starts Ray for these actors; it is entered once the tasks and networks are found, as that takes long.
 
     Raises:
-        OutError: Nothing can or should be written to `root`.
+        OutError: Nothing can or should be written to `root`, or its disk has no room for the checkpoints.
         CorpusError: `root` holds a corpus of another recipe, or cannot be written.
         TaskError: The config asks for more tasks than there are.
         InUseError: Another process works on `root`.
@@ -78,10 +78,10 @@ def train_zoo(
 def _train(
     config: ZooConfig, root: str, on_progress: OnProgress | None, on_news: OnNews | None, session: Session | None
 ) -> Corpus:
+    check_room(root, zoo_bytes(config))
     storage = CorpusStorage.at(root)
     executions = _executions(config, storage, on_news)
     plan = _plan(config, executions, on_progress, on_news)
-    check_room(root, _num_bytes(plan, config))
     starts = [] if config.start == "own" else [write_start(start, root) for start in plan.starts]
     with session() if session is not None else nullcontext():
         is_distributed = session is not None
@@ -103,12 +103,6 @@ def _plan(
     if config.start == "meta" and on_news is not None:
         on_news(f"start=meta: {total} steps by the loss of all seen tasks come before the networks")
     return plan_zoo(config, executions, paced(report))
-
-
-def _num_bytes(plan: ZooPlan, config: ZooConfig) -> int:
-    """Returns the bytes of all checkpoints of a zoo."""
-    each = [len(stack.trajectories) * stack.start.network.layout.num_bytes for stack in plan.stacks]
-    return len(config.checkpoint_steps) * sum(each)
 
 
 def _existing(config: ZooConfig, root: str) -> Corpus | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import raywgen
@@ -16,10 +19,15 @@ from raywgen.benchmarks.demo import DemoConfig, run_demo
 from raywgen.cli import app, main
 from raywgen.cli.job import _follow
 from raywgen.corpus import Corpus
+from raywgen.corpus.build import BuildConfig, build_corpus
+from raywgen.generators.bundle import build_generator, save_bundle
+from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.progress import Reporter
 from raywgen.ray_address import ClusterError
 from raywgen.stops import Stopped
+from raywgen.training.data import data_spec, measure_normalizers
 from raywgen.training.session import ray_session
+from tests.builders import igpg_config
 
 
 def refusal(*arguments: str) -> str:
@@ -197,11 +205,58 @@ def test_sources_and_networks_are_looked_for_before_ray_starts(tmp_path: Path) -
 def test_a_disk_without_room_is_noticed_before_ray_or_training_starts(
     zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 20))
-    out = f"out={tmp_path / 'out'}"
-    said = "MiB, and its disk has 1.0 MiB left; free some disk space, or name a folder on another disk"
+    def have(mib: int) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=mib << 20))
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    have(1)
+    out, corpus = f"out={tmp_path / 'out'}", zoo_corpus.location
+    said = "and its disk has 1.0 MiB left; free some disk space, or name a folder on another disk"
     assert said in refusal("zoo", "train", "digits", "execution=stacked", "networks=[[64,99,2]]", out)
-    assert said in refusal("train", "hypernetwork", f"corpus={zoo_corpus.location}", "num_workers=0", out)
+    for num_workers in (0, 2):
+        assert said in refusal("train", "hypernetwork", f"corpus={corpus}", f"num_workers={num_workers}", out)
+
+    # Each of 3 networks is of 2 MiB, beside which lie states of optimisers that a corpus does not hold.
+    (tmp_path / "files").mkdir()
+    weights = {f"{index}.weight": torch.zeros(512, 512) for index in range(2)}
+    for index in range(3):
+        torch.save({"state_dict": weights, "optimizer": {"state": weights}}, tmp_path / f"files/{index}.pt")
+    save_file(weights, tmp_path / "files/3.safetensors")
+    (tmp_path / "files/4.pt").write_bytes(bytes(1 << 20))
+    have(7)
+    said = "is to hold at least 8.0 MiB if no checkpoint is refused, and its disk has 7.0 MiB left"
+    assert said in refusal("corpus", "build", str(tmp_path / "corpus"), "--from", str(tmp_path / "files"))
+    have(9)
+    assert build_corpus(BuildConfig(sources=[str(tmp_path / "files")], out=str(tmp_path / "corpus"), distributed=False))
+
+
+def test_a_disk_without_room_for_tokens_is_noticed_before_ray_starts(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = igpg_config()
+    quantiser = QuantiserConfig(num_levels=256, num_codes=8)
+    config.tokenizer = replace(config.tokenizer, quantiser=quantiser)
+    generator = build_generator("igpg", config, measure_normalizers(zoo_corpus), data_spec(zoo_corpus), 0)
+    save_bundle(generator, tmp_path / "igpg", {})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    given = [f"tokenizer={tmp_path / 'igpg'}", f"out={tmp_path / 'tokens'}"]
+    said = refusal("corpus", "encode", zoo_corpus.location, *given)
+    num_chunks = sum(
+        len(zoo_corpus.select(layout_id=key)) * -(-network.layout.num_values // 8)
+        for key, network in zoo_corpus.networks.items()
+    )
+    assert f"at least {num_chunks * 256 / 2**20:,.1f} MiB, and its disk has 1.0 MiB left" in said
+
+
+def test_a_disk_without_room_for_a_search_is_noticed_before_ray_starts(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2 << 20))
+    common = ["tune", "train=hypernetwork", "num_trials=400", f"out={tmp_path / 'out'}", "fixed.train.num_workers=0"]
+    rate = "space.train.generator.task_loss.optimizer.learning_rate={loguniform: [1.0e-4, 1.0e-2]}"
+    said = refusal(*common, f"corpus={zoo_corpus.location}", rate)
+    assert "MiB for 400 trials, and its disk has 2.0 MiB left" in said
+    assert "MiB, and its disk has 2.0 MiB left" in refusal(*common, "zoo=digits", rate)
 
 
 def test_a_tokeniser_is_looked_for_before_ray_starts(zoo_corpus: Corpus, tmp_path: Path) -> None:

@@ -94,13 +94,8 @@ class GeneratorShape:
 def generator_shape(config: TrainConfig, corpus: PlannedCorpus) -> GeneratorShape:
     """Returns the sizes of a run's generator and stages."""
     with valueless():
-        table = {}
-        for layout in corpus.layouts:
-            own = Layout(layout.tensors)  # Some layouts keep tables, which hold no values here.
-            count = len(own.generated)
-            table[own.id] = (own, Normalizer(own, torch.zeros(count), torch.ones(count)))
-        generator = build_generator(config.method, config.generator, table, corpus.data, config.seed)
-        layout, _ = table[corpus.largest.id]
+        generator = valueless_generator(config, corpus)
+        layout, _ = generator.normalizers[corpus.largest.id]
         parameters = list(generator.parameters())
         return GeneratorShape(
             num_parameters=sum(parameter.numel() for parameter in parameters),
@@ -108,6 +103,16 @@ def generator_shape(config: TrainConfig, corpus: PlannedCorpus) -> GeneratorShap
             stages=[_StageRuns(stage, generator, layout, config, corpus).shape() for stage in generator.stages()],
             tokens=planned_tokens(generator, layout),
         )
+
+
+def valueless_generator(config: TrainConfig, corpus: PlannedCorpus) -> Generator:
+    """Builds the generator of a run within `valueless`, with normalisers that have no values either."""
+    table = {}
+    for layout in corpus.layouts:
+        own = Layout(layout.tensors)  # Some layouts keep tables, which hold no values here.
+        count = len(own.generated)
+        table[own.id] = (own, Normalizer(own, torch.zeros(count), torch.ones(count)))
+    return build_generator(config.method, config.generator, table, corpus.data, config.seed)
 
 
 class _StageRuns:
