@@ -17,9 +17,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from raywgen.generation import AdaptConfig, adapt
+import raywgen
 from raywgen.tasks.encoder_training import EncoderConfig, train_encoder
-from raywgen.training import launch, load_train_config
 from raywgen.zoo import ZooConfig, train_zoo
 from raywgen.zoo.config import ZooTasks
 
@@ -73,12 +72,17 @@ def main(
     )
     corpus = train_zoo(zoo, str(root / "corpus"), distributed=False)
 
-    overrides = [f"corpus={corpus.location}", f"out={root / 'mcdi'}", "num_workers=0", f"shot={SHOT}"]
-    overrides += [f"generator.denoiser.num_steps={num_steps}", "generator.denoiser.meta=joint"]
-    launch([load_train_config("mcdi", overrides)])
+    raywgen.train(
+        "mcdi",
+        corpus=corpus.location,
+        out=root / "mcdi",
+        num_workers=0,
+        shot=SHOT,
+        generator={"denoiser": {"num_steps": num_steps, "meta": "joint"}},
+    )
 
     support = support or class_folders(root / "support")
-    found = adapt(AdaptConfig(generator=str(root / "mcdi"), support=support, out=str(root / "head.safetensors")))
+    found = raywgen.adapt(generator=root / "mcdi", support=support, out=root / "head.safetensors")
     print(f"{found.path}: a head for {', '.join(found.classes)}, written in {found.generate_ms:.1f} ms")
     if found.on_examples is not None:
         print(found.on_examples.sentence())

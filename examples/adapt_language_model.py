@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
+import raywgen
 from raywgen.corpus import Corpus
-from raywgen.generation import AdaptConfig, adapt
-from raywgen.training import launch, load_train_config
 from raywgen.zoo import ZooConfig, train_zoo
 from raywgen.zoo.config import ZooTasks
 
@@ -84,13 +83,13 @@ def main(encoder: str = "", sentences: str = "", out: str = "runs/adapt-language
     root, first_layer = Path(out), 5 if encoder else 1
     encoder, sentences = encoder or tiny_encoder(root / "encoder"), sentences or few_words(root / "sentences.parquet")
     corpus = make_zoo(root, encoder, sentences, first_layer, num_steps)
-    overrides = [f"corpus={corpus.location}", f"out={root / 'generator'}", "num_workers=0"]
-    overrides += ["num_condition_samples=16", "num_query_samples=16", f"generator.task_loss.num_steps={num_steps}"]
-    launch([load_train_config("hypernetwork", overrides)])
+    sizes: dict[str, Any] = {"num_workers": 0, "num_condition_samples": 16, "num_query_samples": 16}
+    generator = {"task_loss": {"num_steps": num_steps}}
+    raywgen.train("hypernetwork", corpus=corpus.location, out=root / "generator", generator=generator, **sizes)
     table = pq.read_table(sentences, columns=["sentence", "label"])
     support = str(root / "question.parquet")
     pq.write_table(table.filter([label in (0, 1) for label in table["label"].to_pylist()]).slice(0, 400), support)
-    found = adapt(AdaptConfig(generator=str(root / "generator"), support=support, out=str(root / "adapter")))
+    found = raywgen.adapt(generator=root / "generator", support=support, out=root / "adapter")
     print(f"{found.path}: {found.num_values:,} values; PeftModel.from_pretrained(model, {str(found.path)!r}) loads it")
     return str(found.path)
 

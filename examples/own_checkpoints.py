@@ -17,8 +17,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import raywgen
-from raywgen.corpus.build import BuildConfig, build_corpus
-from raywgen.training import launch, load_train_config
+from raywgen.training import load_train_config
 
 PIXELS, DIGITS = (torch.as_tensor(part) for part in load_digits(return_X_y=True))
 IMAGES, NUM_TRAINING = PIXELS.float() / 16, 1200
@@ -60,14 +59,14 @@ def main(
     root = Path(out)
     if not (root / "files").exists():
         train_networks(root / "files", num_networks, num_steps)
-    corpus = build_corpus(BuildConfig(sources=[str(root / "files")], out=str(root / "corpus"), distributed=False))
-    print(f"{corpus.location}: {corpus.facts.num_rows} checkpoints")
+    corpus = raywgen.build_corpus(root / "files", root / "corpus", distributed=False)
+    print(f"{corpus.location}: {len(corpus)} checkpoints")
 
     overrides = [f"corpus={corpus.location}", f"out={root / 'igpg'}", "num_workers=0", *settings]
     overrides += ["generator.task_loss.num_steps=0"]  # Weights alone do not say what the task is.
-    launch([load_train_config("igpg", overrides)])
+    generator = raywgen.train(load_train_config("igpg", overrides))
 
-    network = raywgen.load(root / "igpg").fill(perceptron())
+    network = generator.fill(perceptron())
     stored = perceptron()
     stored.load_state_dict(torch.load(root / "files" / "network-000.pt", weights_only=True))
     print(f"accuracy: generated {accuracy(network):.3f}, stored {accuracy(stored):.3f}, guessing 0.1")

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from raywgen.training import launch, load_train_config
-from raywgen.tuning import TuneConfig, TuneResult, tune
+import raywgen
+from raywgen.tuning import TuneResult
 
 SPACE: dict[str, Any] = {
     "train.generator.task_loss.optimizer.learning_rate": {"loguniform": [1e-4, 1e-2]},
@@ -33,12 +33,10 @@ FIXED: dict[str, Any] = {
 
 def main(out: str = "runs/tune-on-ray", num_trials: int = 8, fixed: dict[str, Any] | None = None) -> TuneResult:
     """Searches, trains the best to its end, and returns the table of trials."""
-    config = TuneConfig(
-        zoo="digits", train="hypernetwork", fixed=FIXED | (fixed or {}), space=SPACE, num_trials=num_trials, out=out
-    )
-    result = tune(config)
+    fixed = FIXED | (fixed or {})
+    result = raywgen.tune(zoo="digits", train="hypernetwork", fixed=fixed, space=SPACE, num_trials=num_trials, out=out)
     print(f"best: trial {result.best.trial}, {result.best.knobs}; all trials: {out}/report.html")
-    launch([load_train_config(f"{out}/best.yaml", [])])
+    raywgen.train(f"{out}/best.yaml")
     print(f"{out}/best/generator holds the generator of the best trial")
     return result
 
