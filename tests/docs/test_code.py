@@ -36,6 +36,7 @@ HUB = "sentence-transformers/all-MiniLM-L6-v2"
 ELSEWHERE = {
     'raywgen.train_zoo("digits", out=': "tests/docs/test_wheel.py, at small size",
     "trained.classifier((images, labels))": "tests/generation/test_heads.py, with images of its own",
+    'AutoModelForCausalLM.from_pretrained("MODEL")': "tests/generation/test_adapt_next_word.py, with a small model",
     HUB: "below, with a small model in place of that of the hub",
 }
 RUN = [block for block in PYTHON if not any(word in block.text for word in ELSEWHERE)]
