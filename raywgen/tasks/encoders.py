@@ -170,6 +170,10 @@ class FrozenEncoder(nn.Module):
             other: What `normalised_by` or `with_statistics` returned.
         """
         own, new = (next(iter(layers_with_statistics(one.module).values())) for one in (self, other))
+        assert own.running_mean is not None
+        assert own.running_var is not None
+        assert new.running_mean is not None
+        assert new.running_var is not None
         ratio_D = new.running_var / own.running_var
         distance_D = (new.running_mean - own.running_mean).square() / own.running_var
         return float((ratio_D + distance_D - 1 - ratio_D.clamp(min=_SMALLEST_RATIO).log()).mean() / 2)
