@@ -55,13 +55,13 @@ def adapt_next_word(config: AdaptConfig, trained: TrainedGenerator, form: Senten
     started = time.perf_counter()
     values_1D = generate_best(generator, condition, layout, module, **drawn).values_BD
     taken = time.perf_counter() - started
-    judged = {"next_word": _losses(module, layout, values_1D, samples_SF)}
-    if test_SF is not None:
-        judged["next_word_on_test"] = _losses(module, layout, values_1D, test_SF)
+    own = _losses(module, layout, values_1D, samples_SF)
+    on_test = None if test_SF is None else _losses(module, layout, values_1D, test_SF)
     adapter, _ = text_adapter(form.network, layout.unflatten(values_1D[0]))
     folder = write_adapter(adapter, config.out)
-    facts = {"generator": config.generator, "instruction": instruction, "num_examples": len(texts)}
-    facts |= {"policy": config.policy} | {name: asdict(one) for name, one in judged.items()}
+    facts: dict[str, Any] = {"generator": config.generator, "instruction": instruction, "num_examples": len(texts)}
+    facts |= {"policy": config.policy, "next_word": asdict(own)}
+    facts |= {} if on_test is None else {"next_word_on_test": asdict(on_test)}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
     return Adapted(
         path=config.out,
@@ -72,7 +72,8 @@ def adapt_next_word(config: AdaptConfig, trained: TrainedGenerator, form: Senten
         generate_ms=_MILLISECONDS * taken,
         on_examples=None,
         heads=(),
-        **judged,
+        next_word=own,
+        next_word_on_test=on_test,
     )
 
 
