@@ -55,6 +55,8 @@ _OF_A_STAGE = ("num_steps", "batch_size", "optimizer.learning_rate")
 _OF_A_METHOD = re.compile(r"generator\.(network\.(kind|width)|width)")
 _GIVEN, _IS_LONG = "raywgen.given", "raywgen.is_long"
 _MOST_OF_DEFAULT = 18
+# On a narrower terminal what a setting means stands on a line of its own.
+_LEAST_OF_MEANING, _INDENT = 30, " " * 7
 
 out = Console(emoji=False)
 
@@ -136,6 +138,9 @@ def _print_main(path: str, known: list[Setting], methods: list[str], of_method: 
     for setting in rows:
         default, first = _cut(setting.default, defaults), re.split(r"(?<=\.) ", setting.help)[0]
         begin = f"   {setting.key:<{names}}  {default:<{defaults}}  "
+        if out.width - len(begin) < _LEAST_OF_MEANING:
+            out.print(Text(begin.rstrip()), soft_wrap=True, highlight=False)
+            begin = _INDENT
         out.print(Text(begin + _cut(first, max(1, out.width - len(begin)))), soft_wrap=True, highlight=False)
     if path == "train" and not methods:
         out.print(

@@ -59,6 +59,13 @@ def test_the_main_settings_are_those_of_the_command_and_all_are_behind(
     assert named == known
 
 
+def test_meanings_are_legible_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown("train mcdi --help", monkeypatch, columns=80).splitlines()
+    (place,) = (index for index, line in enumerate(lines) if line.startswith("   generator.denoiser.num_steps "))
+    assert lines[place + 1].strip() == "Optimiser steps; 0 switches the stage off."
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_method_shows_its_own_settings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for form in ("mcdi", "method=mcdi", "mcdi/heads"):
         page = shown(f"train {form} --help", monkeypatch)
