@@ -139,7 +139,7 @@ def _print_main(path: str, known: list[Setting], methods: list[str], of_method: 
         default, first = _cut(setting.default, defaults), re.split(r"(?<=\.) ", setting.help)[0]
         begin = f"   {setting.key:<{names}}  {default:<{defaults}}  "
         if out.width - len(begin) < _LEAST_OF_MEANING:
-            out.print(Text(begin.rstrip()), soft_wrap=True, highlight=False)
+            out.print(Text(begin), soft_wrap=True, highlight=False)
             begin = _INDENT
         out.print(Text(begin + _cut(first, max(1, out.width - len(begin)))), soft_wrap=True, highlight=False)
     if path == "train" and not methods:
