@@ -86,7 +86,10 @@ def adapt_text(config: AdaptConfig, trained: TrainedGenerator, form: SentenceFor
         encode_ms=_MILLISECONDS * (encoded - begin),
         generate_ms=_MILLISECONDS * taken,
         heads=(),
-        **judged,
+        on_examples=own,
+        head_alone=judged["head_alone"],
+        on_test=judged.get("on_test"),
+        head_alone_on_test=judged.get("head_alone_on_test"),
     )
 
 
