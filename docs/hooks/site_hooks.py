@@ -44,6 +44,13 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     return with_mathml(html)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Gives the theme's search dialog a name, by which screen readers announce it."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
 def _shared(name: str) -> str:
     """Returns a file of the clone, with its links into `docs` as seen from a folder below it."""
     return (_ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")

@@ -30,7 +30,8 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        method: `igpg`, `mcdi`, `lohp`, `direct` or `hypernetwork`, or `package.module:Class`, a generator of your own.
+        method: `igpg`, `mcdi`, `lohp`, `units`, `direct` or `hypernetwork`, or `package.module:Class`, a generator of
+            your own.
         generator: The method's own config; the empty base class stands for its defaults.
         corpus: Path or URI of the training corpus.
         out: Run folder: a local path, or a URI of an object store (`s3://`, `gs://`, `hdfs://`); all workers must reach
