@@ -21,7 +21,7 @@ _NUM_BINS = 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureScore:
-    """What a mixture of networks is worth on test samples.
+    """The scores of a mixture of networks on test samples.
 
     Attributes:
         accuracy: Balanced accuracy, in [0, 1].
