@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -117,61 +118,49 @@ def _scores(
             members |= trained_generators(config, root, corpus, chosen, shot=shot, seed=seed + 1000 * index)
     unseen, validation = (unseen_tasks(corpus, split, shot, seed) for split in ("unseen", "validation"))
     hypernetworks = list(members.values())
-    rows: dict[str, Callable[[float], Write]] = {
-        "noise": lambda size: _noisy(hypernetworks[0], size, num, seed),
-        **{name: _drawn(generator, num, seed) for name, generator in generators.items()},
+    rows: dict[str, Callable[[float, UnseenTasks], Tensor]] = {
+        "noise": partial(_noisy, hypernetworks[0], num, seed),
+        **{name: partial(_drawn, generator, num, seed) for name, generator in generators.items()},
     }
     scores = {
-        "hypernetwork": _scored(unseen, _joined(hypernetworks[:1], seed)),
-        "members": _scored(unseen, _joined(hypernetworks, seed)),
+        "hypernetwork": _scored(unseen, partial(_joined, hypernetworks[:1], seed)),
+        "members": _scored(unseen, partial(_joined, hypernetworks, seed)),
     }
     best: dict[str, float] = {}
     with Reporter().step("judge", f"{kind}, {shot} samples of each class") as bar:
-        for done, (name, write_at) in enumerate(rows.items()):
+        for done, (name, write) in enumerate(rows.items()):
             bar.named(done, len(rows), name)
             values = config.noises if name == "noise" else config.temperatures
-            best[name] = max(values, key=lambda value: float(_judged(validation, write_at(value)).likelihood_T.mean()))
-            scores[name] = _scored(unseen, write_at(best[name]))
+            best[name] = max(
+                values, key=lambda value: float(_judged(validation, partial(write, value)).likelihood_T.mean())
+            )
+            scores[name] = _scored(unseen, partial(write, best[name]))
         bar.named(len(rows), len(rows), "done")
     return scores, best
 
 
-def _drawn(generator: Generator, num: int, seed: int) -> Callable[[float], Write]:
-    """Returns, for a temperature, what draws networks from the samples alone."""
-
-    def at(temperature: float) -> Write:
-        def write(tasks: UnseenTasks) -> Tensor:
-            condition = tasks.condition
-            if generator.reads_parts:
-                condition = condition.reading(instruction=False)
-            condition = condition.repeat(num)
-            noise = KeyedNoise(seed, torch.arange(len(condition)), 0)
-            request = GenerationRequest(
-                condition=condition, layout=tasks.layout, noise=noise, temperature=temperature, normalizer=None
-            )
-            return generator.generate(request).values_BD.view(len(tasks.tasks), num, -1)
-
-        return write
-
-    return at
+def _drawn(generator: Generator, num: int, seed: int, temperature: float, tasks: UnseenTasks) -> Tensor:
+    """Draws networks from the samples alone, `(T, n, D)`."""
+    condition = tasks.condition.reading(instruction=False) if generator.reads_parts else tasks.condition
+    noise = KeyedNoise(seed, torch.arange(len(condition) * num), 0)
+    request = GenerationRequest(
+        condition=condition.repeat(num), layout=tasks.layout, noise=noise, temperature=temperature
+    )
+    return generator.generate(request).values_BD.view(len(condition), num, -1)
 
 
-def _joined(hypernetworks: Sequence[Generator], seed: int) -> Write:
-    """Returns what writes one network by each of some hypernetworks."""
-    return lambda tasks: torch.cat([_drawn(one, 1, seed)(0.0)(tasks) for one in hypernetworks], dim=1)
+def _joined(hypernetworks: Sequence[Generator], seed: int, tasks: UnseenTasks) -> Tensor:
+    """Writes one network by each of n hypernetworks, `(T, n, D)`."""
+    return torch.cat([_drawn(one, 1, seed, 0.0, tasks) for one in hypernetworks], dim=1)
 
 
-def _noisy(hypernetwork: Generator, size: float, num: int, seed: int) -> Write:
-    """Returns what adds noise to the network of one hypernetwork, num times."""
-
-    def write(tasks: UnseenTasks) -> Tensor:
-        written_T1D = _drawn(hypernetwork, 1, seed)(0.0)(tasks)
-        normalizer = hypernetwork.normalizer(tasks.layout)
-        keys = KeyedNoise(seed, torch.arange(len(written_T1D) * num), _NOISE_STREAM)
-        noise_TnD = keys.normal(written_T1D.shape[-1]).view(len(written_T1D), num, -1)
-        return normalizer.denormalise(normalizer.normalise(written_T1D) + size * noise_TnD)
-
-    return write
+def _noisy(hypernetwork: Generator, num: int, seed: int, size: float, tasks: UnseenTasks) -> Tensor:
+    """Adds noise to the network of one hypernetwork, n times, `(T, n, D)`."""
+    written_T1D = _drawn(hypernetwork, 1, seed, 0.0, tasks)
+    normalizer = hypernetwork.normalizer(tasks.layout)
+    keys = KeyedNoise(seed, torch.arange(len(written_T1D) * num), _NOISE_STREAM)
+    noise_TnD = keys.normal(written_T1D.shape[-1]).view(len(written_T1D), num, -1)
+    return normalizer.denormalise(normalizer.normalise(written_T1D) + size * noise_TnD)
 
 
 def _judged(tasks: UnseenTasks, write: Write) -> Scores:

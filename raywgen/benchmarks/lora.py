@@ -39,14 +39,10 @@ from raywgen.benchmarks.lora_rows import POOLINGS, AdapterRows, Reads, Row
 from raywgen.benchmarks.lora_stored import STRENGTHS
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.shared_network import SharedNetwork
-from raywgen.benchmarks.trained import trained_zoo
+from raywgen.benchmarks.trained import loaded_runs, trained_zoo
 from raywgen.corpus import Corpus
-from raywgen.generation import load
 from raywgen.generators import Generator
-from raywgen.progress import Reporter
-from raywgen.training import launch
 from raywgen.training.session import ray_session
-from raywgen.trust import trusting
 from raywgen.zoo.plan import initial_state
 
 __all__ = ["LoRAConfig", "measure"]
@@ -62,7 +58,7 @@ def measure(config: LoRAConfig) -> tuple[dict[str, float], dict[str, Any]]:
     for seed in config.all_seeds:
         with ray_session() if config.distributed else nullcontext():
             corpus = trained_zoo(root, config.zoo_of(seed), distributed=config.distributed)
-        generators = _trained(config, root, corpus, seed)
+        generators = loaded_runs(config.runs(root, corpus.location, seed))
         own: dict[str, float] = {}
         for shot in config.shots:
             rows, chosen = _rows(config, corpus, generators, shot, seed)
@@ -80,15 +76,6 @@ def measure(config: LoRAConfig) -> tuple[dict[str, float], dict[str, Any]]:
         "each_seed": figures,
     }
     return means, config.conditions(spreads) | conditions
-
-
-def _trained(config: LoRAConfig, root: str, corpus: Corpus, seed: int) -> dict[str, Generator]:
-    """Trains the generators and the shared adapter, or finds them trained."""
-    with trusting("raywgen"):
-        runs = config.runs(root, corpus.location, seed)
-        with Reporter().step("train", ", ".join(runs)) as bar:
-            launch(list(runs.values()), bar.training)
-        return {name: load(run.out, device="cpu").generator for name, run in runs.items()}
 
 
 def _rows(

@@ -36,16 +36,12 @@ from raywgen.benchmarks.lora_rows import Reads, written_adapters
 from raywgen.benchmarks.recipes import over_seeds
 from raywgen.benchmarks.shared_network import SharedNetwork
 from raywgen.benchmarks.small_decoder import small_decoder
-from raywgen.benchmarks.trained import trained_zoo
+from raywgen.benchmarks.trained import loaded_runs, trained_zoo
 from raywgen.benchmarks.unseen_tasks import unseen_tasks
 from raywgen.corpus import Corpus
-from raywgen.generation import load
 from raywgen.generators import Generator
-from raywgen.progress import Reporter
 from raywgen.tasks import FitConfig, FitData, Recorded, balanced_cross_entropy, fit, repeat_state, stacked_logits
-from raywgen.training import launch
 from raywgen.training.session import ray_session
-from raywgen.trust import trusting
 from raywgen.zoo.plan import initial_state
 
 __all__ = ["LoRACausalConfig", "measure"]
@@ -155,7 +151,7 @@ def measure(config: LoRACausalConfig) -> tuple[dict[str, float], dict[str, Any]]
         base = config.base or small_decoder(root, config.decoder, seed)
         with ray_session() if config.distributed else nullcontext():
             corpus = trained_zoo(root, config.zoo_of(seed, base), distributed=config.distributed)
-        rows, chosen = _rows(config, corpus, _trained(config, root, corpus, seed), seed)
+        rows, chosen = _rows(config, corpus, loaded_runs(config.runs(root, corpus.location, seed)), seed)
         _print(config.shot, rows)
         own = {f"{name}_{config.shot}": row.mean for name, row in rows.items()}
         own |= {f"ms_{name}_{config.shot}": row.milliseconds for name, row in rows.items()}
@@ -164,15 +160,6 @@ def measure(config: LoRACausalConfig) -> tuple[dict[str, float], dict[str, Any]]
     means, spreads = over_seeds(figures)
     conditions = {"data": config.data, "left_out": config.left_out, "each": details, "each_seed": figures}
     return means, config.conditions(spreads) | conditions
-
-
-def _trained(config: LoRACausalConfig, root: str, corpus: Corpus, seed: int) -> dict[str, Generator]:
-    """Trains the generators and the shared adapters, or finds them trained."""
-    with trusting("raywgen"):
-        runs = config.runs(root, corpus.location, seed)
-        with Reporter().step("train", ", ".join(runs)) as bar:
-            launch(list(runs.values()), bar.training)
-        return {name: load(run.out, device="cpu").generator for name, run in runs.items()}
 
 
 def _rows(

@@ -18,6 +18,7 @@ from raywgen.generators.mcdi.config import McDiTaskLossConfig
 from raywgen.nn.precision import Precision, resolved
 from raywgen.progress import Reporter
 from raywgen.training import TrainConfig, launch
+from raywgen.trust import trusting
 from raywgen.zoo import ZooConfig, train_zoo
 
 # The smaller rate of heads keeps them near a good start; training by the task's loss does not need that.
@@ -56,6 +57,14 @@ def trained_zoo(root: str, zoo: ZooConfig, *, distributed: bool = True) -> Corpu
     folder = folder_of(root, "zoo", zoo.recipe())
     with Reporter().step("zoo", f"train networks into {folder}") as bar:
         return train_zoo(zoo, folder, bar.update, bar.say, distributed=distributed)
+
+
+def loaded_runs(runs: Mapping[str, TrainConfig]) -> dict[str, Generator]:
+    """Trains the generators of some runs, or finds them trained, and loads them; raywgen's own classes are trusted."""
+    with trusting("raywgen"):
+        with Reporter().step("train", ", ".join(runs)) as bar:
+            launch(list(runs.values()), bar.training)
+        return {name: load(run.out, device="cpu").generator for name, run in runs.items()}
 
 
 def trained_generators(

@@ -30,23 +30,19 @@ def check_digest(path: str, digest: str) -> None:
     Raises:
         TaskError: The encoder is missing, or its weights are not those of `digest`; an empty one allows any.
     """
-    if digest and (found := encoder_digest(path)) != digest:
-        raise TaskError(
-            f"the encoder {path} has changed: its weights are {found}, and what was made by it says {digest}; give the "
-            "folder of the encoder that it was made with"
-        )
+    _check_unchanged("encoder", path, digest, encoder_digest)
 
 
 def check_causal_digest(path: str, digest: str) -> None:
-    """Refuses a causal language model that changed since something was made by it.
+    """Refuses a causal language model that changed since something was made by it; raises as `check_digest`."""
+    _check_unchanged("language model", path, digest, causal_digest)
 
-    Raises:
-        TaskError: The model is missing, or its weights are not those of `digest`; an empty one allows any.
-    """
-    if digest and (found := causal_digest(path)) != digest:
+
+def _check_unchanged(what: str, path: str, digest: str, digest_of: Callable[[str], str]) -> None:
+    if digest and (found := digest_of(path)) != digest:
         raise TaskError(
-            f"the language model {path} has changed: its weights are {found}, and what was made by it says {digest}; "
-            "give the folder of the model that it was made with"
+            f"the {what} {path} has changed: its weights are {found}, and what was made by it says {digest}; give the "
+            "folder of the one that it was made with"
         )
 
 
