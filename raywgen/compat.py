@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
     from ray.tune.experiment import Trial
     from ray.tune.schedulers import PopulationBasedTraining
+    from requests import Response
     from torch import Tensor
 
 # Ray
@@ -45,6 +46,24 @@ def dashboard_node_types(client: JobSubmissionClient) -> Mapping[str, str] | Non
     response = client._do_request("GET", "/api/cluster_status")
     status: dict[str, Any] = response.json().get("data", {}).get("clusterStatus") or {}
     return (status.get("autoscalerReport") or {}).get("nodeTypeMapping")
+
+
+def job_client(address: str, request: Callable[[str, Callable[[], Response]], Response]) -> JobSubmissionClient:
+    """Returns Ray's client of a job server, each of whose requests goes through a function.
+
+    The client gives up at the first connection that is dropped, and has no public way to try again.
+
+    Args:
+        address: Address of the dashboard or of the head node.
+        request: Takes the method of a request, such as `GET`, and the function that sends it; returns the answer.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **settings: Any) -> Response:
+            return request(method, lambda: super(Client, self)._do_request(method, endpoint, **settings))
+
+    return Client(address)
 
 
 def request_cluster_id(address: str, timeout: float) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raywgen.cluster.connect import patiently
 from raywgen.compat import dashboard_node_types
 from raywgen.config import given_once
 from raywgen.ray_address import ClusterError
@@ -54,8 +56,11 @@ def check_job(client: JobSubmissionClient, job: str, arguments: Sequence[str], w
 
 def _alive(client: JobSubmissionClient) -> list[tuple[Resources, Mapping[str, str]]]:
     from ray.util.state import list_nodes
+    from ray.util.state.exception import ServerUnavailable
 
-    nodes: list[Any] = list_nodes(address=client.get_address(), filters=[("state", "=", "ALIVE")], limit=10_000)
+    target = client.get_address()
+    ask = partial(list_nodes, address=target, filters=[("state", "=", "ALIVE")], limit=10_000)
+    nodes: list[Any] = patiently(target, ask, ServerUnavailable)
     return [(node.resources_total, node.labels or {}) for node in nodes]
 
 

@@ -26,6 +26,9 @@ OUT = "raywgen.out"
 """Key of the run folder in a job's metadata."""
 
 _STOP_SECONDS = 30.0
+_AGAIN_SECONDS = 1.0
+_SERVER_FAULT = 500
+_UNKNOWN = "status code 404"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +96,47 @@ def submit(client: JobSubmissionClient, job: Job) -> Submitted:
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> str:
-    """Passes a job's log on as it grows, and returns the final state."""
+    """Passes a job's log on as it grows, and returns the final state.
 
-    async def tail() -> None:
-        async for lines in client.tail_job_logs(job_id):
-            write(lines)
+    A forwarded port drops connections that are idle, and a busy dashboard any: the log is then taken up where it was.
 
-    asyncio.run(tail())
-    return str(client.get_job_status(job_id))
+    Raises:
+        ClusterError: The cluster has no log of such a job, or does not answer any more.
+    """
+    log = _Log(write)
+    while True:
+        asyncio.run(log.tail(client, job_id))
+        if (status := find(client, job_id).status).is_terminal():
+            return str(status)
+        time.sleep(_AGAIN_SECONDS)
+
+
+class _Log:
+    """A job's log, of which each character is passed on once, however often it is read from its beginning."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._num_written = 0
+
+    async def tail(self, client: JobSubmissionClient, job_id: str) -> None:
+        """Reads the log until it ends or the connection does."""
+        from aiohttp import ClientError, ClientResponseError
+
+        end = 0
+        arriving = aiter(client.tail_job_logs(job_id))
+        while True:
+            try:
+                lines = await anext(arriving)
+            except ClientResponseError as error:
+                if error.status < _SERVER_FAULT:
+                    raise ClusterError(f"the cluster has no log of job '{job_id}' ({error.message})") from error
+                return
+            except (StopAsyncIteration, ClientError, TimeoutError, RuntimeError):  # Ray raises RuntimeError itself.
+                return
+            end += len(lines)
+            if num_new := max(end - self._num_written, 0):
+                self._write(lines[-num_new:])
+                self._num_written = end
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> str:
@@ -125,7 +161,13 @@ def find(client: JobSubmissionClient, job_id: str) -> JobDetails:
     """
     try:
         return client.get_job_info(job_id)
+    except ClusterError:
+        raise
     except RuntimeError as error:
+        if _UNKNOWN not in str(error):
+            raise ClusterError(
+                f"the cluster did not tell about job '{job_id}' ({str(error).strip().splitlines()[0]})"
+            ) from error
         raise ClusterError(f"the cluster knows no job '{job_id}'; `raywgen job list` names those it knows") from error
 
 

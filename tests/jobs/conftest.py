@@ -113,10 +113,17 @@ class LocalCluster:
         raise TimeoutError(f"{count} nodes did not come up")
 
     def _num_alive(self) -> int:
+        """How many nodes there are once the job server, which starts apart from the dashboard, answers too."""
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        answer = requests.get(f"{self.dashboard}/api/v0/nodes", headers=token, timeout=30)
-        found = answer.json().get("data", {}).get("result", {}).get("result", []) if answer.ok else []
-        return sum(node["state"] == "ALIVE" for node in found)
+        try:
+            answers = [
+                requests.get(f"{self.dashboard}{path}", headers=token, timeout=30)
+                for path in ("/api/v0/nodes", "/api/jobs/")
+            ]
+        except (requests.ConnectionError, requests.Timeout):  # A dashboard that is starting drops what comes.
+            return 0
+        nodes = answers[0].json().get("data", {}).get("result", {}).get("result", []) if answers[0].ok else []
+        return sum(node["state"] == "ALIVE" for node in nodes) if answers[1].ok else 0
 
 
 @contextmanager
