@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
@@ -16,34 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raywgen.config import parse_overrides
+from tests.docs.as_typed import QUICKSTART, check_quickstart, fresh_environment, run_python, run_raywgen, typed
 from tests.docs.pages import ROOT, blocks_of, lines_of
 
-QUICKSTART = "docs/quickstart.md"
 # The pins are for those who install the project, not for its commands.
 NOT_INSTALLED = (".py", ".txt", ".pyc")
-_ZOO = ["num_seen_tasks=8", "num_validation_tasks=2", "num_unseen_tasks=2", "num_steps=60", "checkpoint_steps=[50,60]"]
-_IGPG = ["tokenizer.quantiser.num_codes=16", *(f"{stage}.num_steps=2" for stage in ("tokenizer", "prior", "task_loss"))]
-SMALL = {
-    "demo": [
-        *("num_workers=0", "best_of=2", "hypernetwork.task_loss.num_steps=2"),
-        *(f"zoo.{each}" for each in _ZOO),
-        *(f"igpg.{each}" for each in _IGPG),
-    ],
-    "zoo train": _ZOO,
-    "train": ["num_workers=0", *(f"generator.{each}" for each in _IGPG)],
-    "generate": ["best_of=2"],
-    "evaluate": ["best_of=2"],
-}
-"""Settings that are added to the commands of the page, which take minutes without."""
-MADE_SMALL = """
-import functools, json, os, raywgen
-for name, settings in json.loads(os.environ["SMALL"]).items():
-    function = {"zoo train": "train_zoo"}.get(name, name)
-    if hasattr(raywgen, function):
-        setattr(raywgen, function, functools.partial(getattr(raywgen, function), **settings))
-"""
-"""What stands before the Python of the page, whose functions then take the same settings."""
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +33,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a fresh environment, to which what raywgen needs comes from the one of the tests."""
-    folder = tmp_path_factory.mktemp("fresh") / ".venv"
-    venv.create(folder, symlinks=True)
-    packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
-    (Path(packages) / "needed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    install = ["--python", str(folder / "bin/python"), "install", "-q", "--no-deps", "--no-index", str(wheel)]
+    """The programs of a fresh environment that has the wheel."""
+    found = fresh_environment(tmp_path_factory.mktemp("fresh") / ".venv")
+    install = ["--python", str(found / "python"), "install", "-q", "--no-deps", "--no-index", str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", "--disable-pip-version-check", *install], check=True)
-    return folder / "bin"
-
-
-def typed(programs: Path, folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs what a user types in a folder."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
-    command = [str(programs / words[0]), *words[1:]]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-    return done
+    return found
 
 
 @pytest.mark.slow
@@ -93,21 +53,14 @@ def test_the_wheel_holds_every_data_file(wheel: Path) -> None:
 def test_the_quickstart_runs_as_typed(programs: Path, tmp_path: Path) -> None:
     where = typed(programs, tmp_path, "python", "-c", "import raywgen; print(raywgen.__file__)").stdout.strip()
     assert Path(where).is_relative_to(programs.parent)
-    said: list[subprocess.CompletedProcess[str]] = []
-    small = json.dumps({name: parse_overrides(given) for name, given in SMALL.items()})
+    said: list[str] = []
     for block in blocks_of(QUICKSTART):
         if block.language == "python":
-            said.append(typed(programs, tmp_path, "python", "-c", f"{MADE_SMALL}\n{block.text}", SMALL=small))
+            said.append(run_python(programs, tmp_path, block))
             continue
-        for line in lines_of(block):
-            if line.words[0] == "raywgen":
-                name = " ".join(line.words[1:3]) if line.words[1] in ("zoo", "corpus") else line.words[1]
-                typed(programs, tmp_path, *line.words, *SMALL.get(name, []))
-    filled, by_hand = said
-    assert "Sequential on your samples, the best of 8 by its loss on them: " in filled.stderr
-    assert 0 <= float(by_hand.stdout) <= 100
-    made = {"demo/report.html", "demo/more/networks.json", "zoo/corpus/manifest.json", "igpg/report.html"}
-    assert [name for name in made if not (tmp_path / "runs" / name).is_file()] == []
+        for line in [line for line in lines_of(block) if line.words[0] == "raywgen"]:
+            run_raywgen(programs, tmp_path, line)
+    check_quickstart(tmp_path, said)
 
 
 @pytest.mark.slow
