@@ -159,8 +159,9 @@ class IGPGTaskLossConfig(StageConfig):
             that are then written mean nothing until `raywgen.nn.batch_norm.reestimate_statistics` corrects them.
     """
 
-    num_steps: int = 450
+    num_steps: int = 900
     batch_size: int = 32
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-3))
     temperature: float = 0.5
     nll_weight: float = 0.1
     l2_anchor_weight: float = 0.1
