@@ -232,6 +232,12 @@ LOHP = {
         },
         base=stage_base("policy"),
     ),
+    **group(
+        "task_loss",
+        STAGE,
+        {"temperature": tried(1.0)},
+        base=stage_base("task_loss", "policy.num_steps=1"),
+    ),
     **group("sampling", {"num_steps": tried(3), "max_rows": _MAX_ROWS}),
 }
 DIRECT = {

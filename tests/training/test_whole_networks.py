@@ -38,6 +38,7 @@ _ALONE: dict[str, Any] = {"task_loss": {"num_steps": 0}}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mcdi": ("mcdi", {"network": _NETWORK, "task_loss": _STEPS}),
     "mcdi_long": ("mcdi", {"network": _NETWORK | {"num_layers": 1}, "task_loss": _STEPS | {"sampling_steps": 4}}),
+    "lohp": ("lohp", {"network": _NETWORK, "task_loss": _STEPS}),
     "direct": ("direct", {"network": _NETWORK, "task_loss": _STEPS}),
     "direct_wide": ("direct", {"network": _NETWORK | {"width": 256, "window": 0}, "task_loss": _STEPS}),
     "hypernetwork": ("hypernetwork", {"task_loss": _STEPS}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from raywgen.nn.batch_norm import Statistics, differentiable
@@ -36,3 +37,13 @@ def task_loss(
     else:
         logits_BSC = stacked_logits(module, state_B, judged.samples_BSF)
     return balanced_cross_entropy(logits_BSC, judged.labels_BS), balanced_accuracy(logits_BSC, judged.labels_BS)
+
+
+def all_samples(batch: WeightBatch) -> Condition:
+    """Returns the samples of the condition and the query samples of each task, one after the other."""
+    support, query = batch.condition, batch.query
+    return Condition(
+        instructions=support.instructions,
+        samples_BSF=torch.cat([support.samples_BSF, query.samples_BSF], dim=1),
+        labels_BS=torch.cat([support.labels_BS, query.labels_BS], dim=1),
+    )

@@ -107,6 +107,28 @@ class PolicyConfig(StageConfig):
 
 
 @dataclass(kw_only=True)
+class LoHpTaskLossConfig(StageConfig):
+    """Training of the policy through its own path by the task's own loss; `num_steps=0` switches it off.
+
+    The path has as many steps as `sampling.num_steps`, and is the mean unless `temperature` is above 0. The stage needs
+    no trajectories: with `policy.num_steps=0` it is the only stage.
+
+    Attributes:
+        temperature: Spread of the path's steps, as in generation.
+    """
+
+    num_steps: int = 0
+    batch_size: int = 64
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be at least 0")
+
+
+@dataclass(kw_only=True)
 class LoHpConfig(GeneratorConfig):
     """The settings of Lo-Hp.
 
@@ -114,12 +136,14 @@ class LoHpConfig(GeneratorConfig):
         path: The path of states.
         network: Kind and sizes of the networks of policy and flow.
         policy: The stage that trains policy and flow.
+        task_loss: The stage that trains the policy by the task's loss.
         sampling: Sampling settings of requests that give none.
     """
 
     path: PathConfig = field(default_factory=PathConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    task_loss: LoHpTaskLossConfig = field(default_factory=LoHpTaskLossConfig)
     sampling: LoHpSampling = field(default_factory=LoHpSampling)
 
     def __post_init__(self) -> None:

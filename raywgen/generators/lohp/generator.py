@@ -17,13 +17,13 @@ The choices, and why:
 - Stored sub-trajectories end at a draw from the reward, not at the target itself. At the target the reward would always
   be the same, and the flow could absorb what the policy should learn.
 - Generation follows the policy's mean from one predicted end to the next, by default with one evaluation for each.
+- This path is differentiable, so a last stage may train the policy through it by the task's own loss.
 - Networks longer than a window are trained on and written in windows, each of which balances by itself. The task's loss
   belongs to whole networks, so as a part of the reward it takes networks that are one window.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from raywgen.generators.common.denoisers import Denoiser
@@ -31,10 +31,12 @@ from raywgen.generators.common.support_set import WindowGenerator
 from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.interface import DataSpec, GenerationRequest
 from raywgen.generators.lohp.config import LoHpConfig, LoHpSampling
+from raywgen.generators.lohp.following import follow
 from raywgen.generators.lohp.policy import Policy
 from raywgen.generators.lohp.stages import PolicyStage
+from raywgen.generators.lohp.task_loss import LoHpTaskLossStage
 from raywgen.generators.stage import Stage
-from raywgen.weights import Layout, NormalizerTable
+from raywgen.weights import NormalizerTable
 
 
 class LoHp(WindowGenerator[LoHpConfig]):
@@ -61,8 +63,11 @@ class LoHp(WindowGenerator[LoHpConfig]):
         return self.data.policies
 
     def all_stages(self) -> list[Stage]:
-        """Returns the stage of policy learning; `raywgen.zoo` does the preparation."""
-        return [PolicyStage(self.config, self.policy, self.normalizers)]
+        """Returns the stages of policy learning and of the task's loss; `raywgen.zoo` does the preparation."""
+        return [
+            PolicyStage(self.config, self.policy, self.normalizers),
+            LoHpTaskLossStage(self.config, self.policy, self.normalizers),
+        ]
 
     def write(self, request: GenerationRequest, groups: slice) -> Tensor:
         """Follows the policy; the temperature scales the spread of its steps."""
@@ -71,28 +76,12 @@ class LoHp(WindowGenerator[LoHpConfig]):
         condition, layout, temperature = request.condition, request.layout, request.temperature
         net, condition_embedding = self.policy.forward_net, self.policy.embed_forward_condition(condition, layout)
 
-        def follow(rows: Rows) -> Tensor:
-            return self._follow(rows, layout, sampling.num_steps, temperature)
+        def followed(rows: Rows) -> Tensor:
+            return follow(self.policy, rows, layout, sampling.num_steps, temperature)
 
         return write_networks(
-            net, follow, condition_embedding, condition, layout, request.noise, sampling.max_rows, groups
+            net, followed, condition_embedding, condition, layout, request.noise, sampling.max_rows, groups
         )
-
-    def _follow(self, rows: Rows, layout: Layout, num_steps: int, temperature: float) -> Tensor:
-        """Returns the states of some rows at the end of the path, `(R, Z)`."""
-        path, net = self.config.path, self.policy.forward_net
-        x_RZ = rows.condition_embedding.new_zeros(len(rows.condition_embedding), rows.num_states)
-        each = num_steps // path.num_targets
-        for i in range(path.num_targets):
-            start_RZ = x_RZ
-            for n in range(each):
-                step_1 = torch.tensor([i * path.length + n * path.length // each])
-                x_R1Z = x_RZ.unsqueeze(1)
-                ends_RZ = self.policy.ends(net, x_R1Z, step_1, rows.condition_embedding, layout, rows.place).squeeze(1)
-                x_RZ = x_RZ + (ends_RZ - start_RZ) / each
-                if temperature > 0:
-                    x_RZ = x_RZ + temperature * path.noise / each**0.5 * rows.noise.normal(x_RZ.shape[1])
-        return x_RZ
 
     def _check_whole(self) -> None:
         """Refuses a reward that takes whole networks where only windows of them are seen.

@@ -19,6 +19,7 @@ values of an embedded condition.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from raywgen.generators.common.denoisers import Denoiser, Place, build_denoiser
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.lohp.config import LoHpConfig
-from raywgen.weights import Condition, Layout, NormalizerTable, Windows
+from raywgen.weights import Condition, Layout, NormalizerTable, WeightBatch, Windows
 
 
 class EmbeddedCondition(NamedTuple):
@@ -66,6 +67,14 @@ class Policy(nn.Module):
         self.backward_share = nn.Parameter(torch.zeros(1))
         nn.init.zeros_(self.log_z_net.weight)
         nn.init.zeros_(self.log_z_net.bias)
+
+    def setup(self, batches: Iterable[WeightBatch]) -> None:
+        """Initialises the networks from samples; policy and flow may start from known good weights."""
+        seen = list(batches)
+        for net in (self.forward_net, self.flow_net):
+            net.setup(seen, predicts_weights=True)
+        if self.backward_net is not None:
+            self.backward_net.setup(seen, predicts_weights=False)
 
     def embed_condition(
         self, condition: Condition, layout: Layout, windows: Windows | None = None

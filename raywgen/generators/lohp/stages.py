@@ -38,6 +38,7 @@ class PolicyStage(Stage):
     """Trains policy and flow to balance every sub-trajectory of rollouts and stored trajectories."""
 
     name = "policy"
+    is_optional = True
 
     def __init__(self, config: LoHpConfig, policy: Policy, normalizers: NormalizerTable) -> None:
         super().__init__()
@@ -76,11 +77,7 @@ class PolicyStage(Stage):
 
     def setup(self, batches: Iterable[WeightBatch], seed: int) -> None:
         """Initialises the networks from samples; policy and flow may start from known good weights."""
-        seen = list(batches)
-        for net in (self.policy.forward_net, self.policy.flow_net):
-            net.setup(seen, predicts_weights=True)
-        if self.policy.backward_net is not None:
-            self.policy.backward_net.setup(seen, predicts_weights=False)
+        self.policy.setup(batches)
 
     def forward(self, batch: WeightBatch, noise: KeyedNoise) -> StageLoss:
         """Returns the balance loss of this batch's paths, averaged with that of a replayed batch if there is one."""

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from raywgen.generators.common.denoisers import Denoiser, Place
 from raywgen.generators.common.reptile import adapt, pseudo_gradient_loss
 from raywgen.generators.common.targets import normalised_targets
-from raywgen.generators.common.task_loss import BYTES_PER_VALUE, task_loss
+from raywgen.generators.common.task_loss import BYTES_PER_VALUE, all_samples, task_loss
 from raywgen.generators.common.writing import Rows, write_networks
 from raywgen.generators.mcdi.config import DenoiserConfig, DiffusionConfig, McDiConfig, McDiSampling, McDiTaskLossConfig
 from raywgen.generators.mcdi.local_consistency import local_consistency_loss, noised
@@ -237,7 +237,7 @@ class McDiTaskLossStage(_McDiStage):
             self.denoiser, condition_embedding, condition, layout, self._config.diffusion, sampling, noise
         )
         values_BD = self.normalizers[layout.id][1].denormalise(written_BD)
-        loss_B, accuracy_B = task_loss(values_BD, batch, _joined(condition, batch.query))
+        loss_B, accuracy_B = task_loss(values_BD, batch, all_samples(batch))
         windows = self.denoiser.draw_windows(layout, noise)
         seen = batch if windows is None else batch.cut(windows)
         (draws,) = draw(self._targets(seen), self._config.diffusion, noise, 1)
@@ -303,12 +303,4 @@ def run_sampler(
         num_steps=sampling.num_steps,
         noise=rows.noise,
         temperature=temperature,
-    )
-
-
-def _joined(support: Condition, query: Condition) -> Condition:
-    return Condition(
-        instructions=support.instructions,
-        samples_BSF=torch.cat([support.samples_BSF, query.samples_BSF], dim=1),
-        labels_BS=torch.cat([support.labels_BS, query.labels_BS], dim=1),
     )

@@ -9,6 +9,7 @@ import torch
 from raywgen.generators.common.network import NetworkConfig
 from raywgen.generators.interface import DataSpec
 from raywgen.generators.lohp import LoHp, LoHpConfig, LoHpSampling, PathConfig, PolicyConfig
+from raywgen.generators.lohp.config import LoHpTaskLossConfig
 from raywgen.generators.settings import OptimizerConfig
 from raywgen.weights import NormalizerTable
 from tests.builders import NUM_FEATURES, SMALL, normalizers
@@ -24,6 +25,7 @@ def config(
     path: dict[str, Any] | None = None,
     network: dict[str, Any] | None = None,
     policy: dict[str, Any] | None = None,
+    task_loss: dict[str, Any] | None = None,
     sampling_steps: int = 3,
 ) -> LoHpConfig:
     """Six steps in three sub-trajectories, networks of width 16."""
@@ -31,10 +33,12 @@ def config(
     small: dict[str, Any] = {"width": 16, "num_layers": 1, "num_heads": 2, "chunk_length": 8}
     optimizer = OptimizerConfig(weight_decay=0.0, warmup_steps=0)
     steps: dict[str, Any] = {"num_steps": 5, "batch_size": 8, "optimizer": optimizer}
+    by_task: dict[str, Any] = steps | {"num_steps": 0} | (task_loss or {})
     return LoHpConfig(
         path=PathConfig(**(short | (path or {}))),
         network=NetworkConfig(**(small | (network or {}))),
         policy=PolicyConfig(**(steps | (policy or {}))),
+        task_loss=LoHpTaskLossConfig(**by_task),
         sampling=LoHpSampling(num_steps=sampling_steps),
     )
 
