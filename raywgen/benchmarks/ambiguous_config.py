@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from raywgen.benchmarks.few_shot_config import FewShotConfig
 from raywgen.benchmarks.trained import Chosen, TrainingConfig
@@ -88,10 +88,11 @@ class AmbiguousTasksConfig(TrainingConfig):
     def generators(self, kind: str) -> Chosen:
         """Returns the generators of a kind of tasks, with one hypernetwork."""
         base = self._base(kind)
+        rows = base.variants()
         every: Chosen = {
             "igpg": ("igpg", self.igpg),
-            "mcdi": ("mcdi", replace(base.mcdi, task_loss=base.task_loss)),
-            "lohp": ("lohp", base.lohp),
+            "mcdi": rows["mcdi_task_loss"],
+            "lohp": rows.get("lohp_task_loss", ("lohp", base.lohp)),
         }
         return {name: every[name] for name in self.methods}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raywgen.benchmarks.trained import Chosen, Headline, TrainingConfig, chosen_variants
+from raywgen.benchmarks.trained import Chosen, Headline, TrainingConfig, all_variants, chosen_variants
 from raywgen.evaluation.few_shot.reptile_config import ReptileConfig
 from raywgen.generators import OptimizerConfig
 from raywgen.generators.lohp import LoHpConfig, PolicyConfig
@@ -92,4 +92,6 @@ class FewShotConfig(TrainingConfig):
 
     def variants(self) -> Chosen:
         """Returns the generators to train."""
-        return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)
+        return chosen_variants(
+            self.generator, self.methods, all_variants(self.generator, self.mcdi, self.task_loss, self.lohp)
+        )

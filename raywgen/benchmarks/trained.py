@@ -145,23 +145,30 @@ def lohp_variants(config: LoHpConfig) -> Chosen:
     }
 
 
-def chosen_variants(
-    generator: Headline, methods: Sequence[str], mcdi: McDiConfig, task_loss: McDiTaskLossConfig, lohp: LoHpConfig
-) -> Chosen:
-    """Returns the rows of Mc-Di that a benchmark trains, after those of Lo-Hp where that is measured.
+def chosen_variants(generator: Headline, methods: Sequence[str], every: Chosen) -> Chosen:
+    """Returns the rows that a benchmark trains.
 
     Args:
         generator: `mcdi` or `lohp`.
         methods: Some of the rows; all where it is empty.
-        mcdi: Settings of Mc-Di.
-        task_loss: Mc-Di's task-loss stage, for the row `mcdi_task_loss`.
-        lohp: Settings of Lo-Hp.
+        every: All rows that there are.
 
     Raises:
         ValueError: There is no such row, or those that the figures are about are not among them.
     """
-    every = {**(lohp_variants(lohp) if generator == "lohp" else {}), **mcdi_variants(mcdi, task_loss)}
     needed = HEADLINES[generator]
     if methods and not set(needed) <= set(methods) <= set(every):
         raise ValueError(f"methods={list(methods)}: give {', '.join(needed)} and others of {', '.join(every)}")
     return {name: one for name, one in every.items() if not methods or name in methods}
+
+
+def all_variants(generator: Headline, mcdi: McDiConfig, task_loss: McDiTaskLossConfig, lohp: LoHpConfig) -> Chosen:
+    """Returns the rows of Mc-Di, after those of Lo-Hp where that is measured.
+
+    Args:
+        generator: `mcdi` or `lohp`.
+        mcdi: Settings of Mc-Di.
+        task_loss: Mc-Di's task-loss stage, for the row `mcdi_task_loss`.
+        lohp: Settings of Lo-Hp.
+    """
+    return {**(lohp_variants(lohp) if generator == "lohp" else {}), **mcdi_variants(mcdi, task_loss)}

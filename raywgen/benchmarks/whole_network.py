@@ -7,7 +7,7 @@ shared start. Every generator gets the same labelled examples, and writes one ne
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from raywgen.benchmarks.trained import (
     Chosen,
     Headline,
     TrainingConfig,
+    all_variants,
     chosen_variants,
     trained_generators,
     trained_zoo,
@@ -26,8 +27,9 @@ from raywgen.benchmarks.trained import (
 from raywgen.benchmarks.unseen_tasks import UnseenTasks, fitted, fully_trained, unseen_tasks
 from raywgen.config import SHIPPED, load_config
 from raywgen.corpus import Corpus
-from raywgen.generators import GenerationRequest, Generator
+from raywgen.generators import GenerationRequest, Generator, OptimizerConfig
 from raywgen.generators.lohp import LoHpConfig, PathConfig, PolicyConfig
+from raywgen.generators.lohp.config import LoHpTaskLossConfig
 from raywgen.generators.mcdi import McDiConfig
 from raywgen.generators.mcdi.config import DenoiserConfig, McDiTaskLossConfig
 from raywgen.training.session import ray_session
@@ -35,8 +37,11 @@ from raywgen.weights import KeyedNoise
 from raywgen.zoo import ZooConfig
 
 _RECIPE = SHIPPED / "zoo" / "mnist-subsets.yaml"
+_BY_TASK_ROWS = ("mcdi_task_loss", "lohp_task_loss")
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200)
 _MILLISECONDS = 1e3
+# As the hypernetwork's, which has as many steps.
+_BY_TASK = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0)
 # Reptile costs ten times as much and is in the ablation.
 JOINT = DenoiserConfig(meta="joint", num_steps=800, batch_size=32, num_draws=4)
 
@@ -54,6 +59,7 @@ class WholeNetworkConfig(TrainingConfig):
         mcdi: Settings of Mc-Di.
         task_loss: Mc-Di's task-loss stage, for the row `mcdi_task_loss`.
         lohp: Settings of Lo-Hp.
+        lohp_task_loss: Lo-Hp's task-loss stage, for the row `lohp_task_loss`.
         shot: Labelled examples of each class in every condition.
         rates: Learning rates of gradient training, from which the best on the validation tasks is chosen.
         temperature: Sampling temperature of generation.
@@ -66,12 +72,15 @@ class WholeNetworkConfig(TrainingConfig):
     methods: list[str] = field(default_factory=list)
     mcdi: McDiConfig = field(default_factory=lambda: McDiConfig(denoiser=JOINT))
     task_loss: McDiTaskLossConfig = field(
-        default_factory=lambda: McDiTaskLossConfig(num_steps=100, batch_size=16, sampling_steps=4)
+        default_factory=lambda: McDiTaskLossConfig(num_steps=800, batch_size=32, optimizer=_BY_TASK, sampling_steps=2)
     )
     lohp: LoHpConfig = field(
         default_factory=lambda: LoHpConfig(
             path=PathConfig(noise=0.3), policy=PolicyConfig(num_steps=800, batch_size=32)
         )
+    )
+    lohp_task_loss: LoHpTaskLossConfig = field(
+        default_factory=lambda: LoHpTaskLossConfig(num_steps=800, batch_size=32, optimizer=_BY_TASK)
     )
     shot: int = 10
     rates: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2, 3e-2])
@@ -86,7 +95,14 @@ class WholeNetworkConfig(TrainingConfig):
 
     def variants(self) -> Chosen:
         """Returns the generators to train."""
-        return chosen_variants(self.generator, self.methods, self.mcdi, self.task_loss, self.lohp)
+        every = all_variants(self.generator, self.mcdi, self.task_loss, self.lohp)
+        # It is sampled as it was trained.
+        sampling = replace(self.mcdi.sampling, num_steps=self.task_loss.sampling_steps)
+        by_task: Chosen = {
+            "mcdi_task_loss": ("mcdi", replace(self.mcdi, task_loss=self.task_loss, sampling=sampling)),
+            "lohp_task_loss": ("lohp", replace(self.lohp, task_loss=self.lohp_task_loss)),
+        }
+        return chosen_variants(self.generator, self.methods, {**every, **by_task})
 
 
 def measure(config: WholeNetworkConfig) -> tuple[dict[str, float], dict[str, Any]]:
@@ -127,7 +143,8 @@ def _one_seed(config: WholeNetworkConfig, root: str, seed: int) -> tuple[dict[st
         written_TD[name], figures[f"ms_{name}"] = write_each(generator, unseen, config.temperature, seed)
         figures[name] = unseen.percent(written_TD[name])
     told = unseen.told_the_next_task()
-    for name in HEADLINES[config.generator]:
+    judged = [name for name in generators if name in (*HEADLINES[config.generator], *_BY_TASK_ROWS)]
+    for name in judged:
         shuffled_TD, _ = write_each(generators[name], told, config.temperature, seed)
         figures[f"shuffled_{name}"] = unseen.percent(shuffled_TD)
     stored_ND = corpus.values(corpus.query(["split=train", f"step={_last_step(corpus)}"]))
@@ -140,7 +157,7 @@ def _one_seed(config: WholeNetworkConfig, root: str, seed: int) -> tuple[dict[st
     figures["trained"] = unseen.percent(unseen.originals_TD)
     rate, steps = fitted(validation, start_D, config.rates, _STEPS).best()
     figures["gradient"] = fitted(unseen, start_D, (rate,), (steps,)).percent[rate, steps]
-    for name in HEADLINES[config.generator]:
+    for name in judged:
         full = fully_trained(unseen, start_D, config.rates, written_TD[name])
         suffix = "" if name == config.generator else f"_{name}"
         figures[f"ms_gradient_to_level{suffix}"] = full.milliseconds

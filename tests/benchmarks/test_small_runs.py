@@ -192,10 +192,14 @@ def test_whole_network(tmp_path: Path) -> None:
         "zoo=[num_seen_tasks=4,num_validation_tasks=2,num_unseen_tasks=2,num_steps=12,"
         "'checkpoint_steps=[0,4,8,12]',tasks.limit=400,tasks.test_limit=50]"
     )
-    small = ["mcdi.denoiser.num_steps=2", "task_loss.num_steps=2", "rates=[0.01]", "num_workers=0", f"out={tmp_path}"]
+    steps = ("mcdi.denoiser", "task_loss", "lohp.policy", "lohp_task_loss")
+    small = [*(f"{each}.num_steps=2" for each in steps), "rates=[0.01]", "num_workers=0", f"out={tmp_path}"]
     figures = run(["whole-network", *data, zoo, *small])["figures"]
     assert 10 < figures["random"] < 30
     assert figures["ms_mcdi"] > figures["ms_regression"] > 0
+    for name in ("mcdi_task_loss", "lohp_task_loss"):
+        assert figures[f"time_ratio_{name}"] > 0
+        assert 0 <= figures[f"shuffled_{name}"] <= 100
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
