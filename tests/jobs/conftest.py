@@ -115,15 +115,15 @@ class LocalCluster:
     def _num_alive(self) -> int:
         """How many nodes there are once the job server, which starts apart from the dashboard, answers too."""
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        try:
-            answers = [
+        try:  # A dashboard that is starting drops what comes, or answers with something else.
+            nodes, jobs = (
                 requests.get(f"{self.dashboard}{path}", headers=token, timeout=30)
                 for path in ("/api/v0/nodes", "/api/jobs/")
-            ]
-        except (requests.ConnectionError, requests.Timeout):  # A dashboard that is starting drops what comes.
+            )
+            found = nodes.json().get("data", {}).get("result", {}).get("result", []) if nodes.ok and jobs.ok else []
+        except requests.RequestException:
             return 0
-        nodes = answers[0].json().get("data", {}).get("result", {}).get("result", []) if answers[0].ok else []
-        return sum(node["state"] == "ALIVE" for node in nodes) if answers[1].ok else 0
+        return sum(node["state"] == "ALIVE" for node in found)
 
 
 @contextmanager
