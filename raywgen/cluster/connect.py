@@ -106,4 +106,5 @@ def _reason(error: BaseException) -> str:
     """Returns the innermost message, such as that of the system's own error."""
     while error.args and isinstance(error.args[-1], BaseException):
         error = error.args[-1]
-    return str(error.args[-1]).strip().splitlines()[0] if error.args else type(error).__name__
+    lines = str(error.args[-1] if error.args else "").strip().splitlines()
+    return lines[0] if lines else type(error).__name__

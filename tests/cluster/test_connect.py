@@ -15,7 +15,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raywgen.cluster import connect as connecting
 from raywgen.cluster import submit as submitting
-from raywgen.cluster.connect import connect
+from raywgen.cluster.connect import connect, patiently
 from raywgen.cluster.submit import find, follow
 from raywgen.ray_address import ClusterError
 from tests.test_ray_address import closed_port
@@ -102,6 +102,16 @@ def test_a_dashboard_that_drops_everything_is_named(dashboard: Dashboard) -> Non
         find(client, "a")
     with pytest.raises(ClusterError, match=expected):
         connect(dashboard.address)
+
+
+def test_a_drop_without_a_message_is_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connecting, "_PAUSES", ())
+
+    def ask() -> None:
+        raise TimeoutError("")
+
+    with pytest.raises(ClusterError, match=r"dropped 1 connections in a row \(TimeoutError\)"):
+        patiently("http://here", ask, TimeoutError)
 
 
 def test_what_changes_something_is_sent_once(dashboard: Dashboard) -> None:

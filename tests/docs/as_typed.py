@@ -45,7 +45,7 @@ def fresh_environment(folder: Path) -> Path:
 
 
 def share_packages(environment: Path) -> None:
-    """Lets an environment find the packages of the one of the tests, in place of an hour of downloads."""
+    """Lets an environment find the packages of the one of the tests, in place of downloading them again."""
     packages = sysconfig.get_path("purelib", vars={"base": str(environment)})
     (Path(packages) / "needed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
 

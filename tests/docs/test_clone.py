@@ -37,7 +37,7 @@ def run_line(clone: Path, line: Line) -> None:
             share_packages(clone / ".venv")
         case "pip":
             typed(programs, clone, *line.words, **OFFLINE)
-        case "pytest":  # Its program lies beside the packages.
+        case "pytest":  # Its package is shared with this environment, its program is not.
             assert " passed in " in typed(programs, clone, "python", "-m", *line.words, *SOME_TESTS).stdout
         case _:
             run_raywgen(programs, clone, line)

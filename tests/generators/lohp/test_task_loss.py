@@ -17,8 +17,9 @@ from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_log
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import noise_for
+from tests.generators.derivatives import check_derivative
 from tests.generators.lohp.builders import TABLES, config, lohp
-from tests.generators.mcdi.builders import chunk_batch, head_batch
+from tests.generators.mcdi.builders import chunk_batch, head_batch, repeated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,19 +36,6 @@ def stage_of(generator: LoHp) -> LoHpTaskLossStage:
 def batch_of(kind: str, num: int = 8, seed: int = 0) -> WeightBatch:
     batch = head_batch(num, seed) if kind == "head" else chunk_batch(num, seed)
     return replace(batch, condition=replace(batch.condition, policies=("adam",) * num))
-
-
-def repeated(batch: WeightBatch, num: int, seed: int) -> WeightBatch:
-    """One task B times, asked for with other noise."""
-    assert batch.targets_BAD is not None
-    return replace(
-        batch,
-        values_BD=batch.values_BD.expand(num, -1),
-        targets_BAD=batch.targets_BAD.expand(num, -1, -1),
-        condition=batch.condition.repeat(num),
-        query=batch.query.repeat(num),
-        sample_index_B=torch.arange(num) + 1000 * seed,
-    )
 
 
 def test_the_stage_is_the_last_one_and_may_be_left_out() -> None:
@@ -125,18 +113,9 @@ def test_the_path_is_differentiable_by_finite_differences(temperature: float) ->
 
     end().backward()
     net: Any = policy.forward_net.net
-    step = 1e-6
     for parameter, index in ((net.row.weight, (2, 5)), (net.time.net[0].weight, (3, 1)), (net.direct.weight, (1, 2))):
-        ends = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter[index] += sign * step
-                ends.append(float(end()))
-                parameter[index] -= sign * step
-        numeric = (ends[0] - ends[1]) / (2 * step)
         # Differences of a sum up to 1,000 carry 1e-13 / 1e-6 of rounding.
-        assert float(parameter.grad[index]) == pytest.approx(numeric, rel=1e-5, abs=1e-6)
-        assert numeric != 0
+        check_derivative(end, parameter, index, rounding=1e-6)
 
 
 def test_a_temperature_below_nothing_is_refused() -> None:

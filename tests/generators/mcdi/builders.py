@@ -110,3 +110,16 @@ def chunk_batch(num: int = 16, seed: int = 0, num_targets: int = 3) -> WeightBat
 def head_normalizers() -> NormalizerTable:
     layout = layout_of(HEAD)
     return {layout.id: (layout, Normalizer.measure(layout, head_batch(64, seed=99).values_BD, None))}
+
+
+def repeated(batch: WeightBatch, num: int, seed: int) -> WeightBatch:
+    """One task B times, asked for with other noise."""
+    assert batch.targets_BAD is not None
+    return replace(
+        batch,
+        values_BD=batch.values_BD.expand(num, -1),
+        targets_BAD=batch.targets_BAD.expand(num, -1, -1),
+        condition=batch.condition.repeat(num),
+        query=batch.query.repeat(num),
+        sample_index_B=torch.arange(num) + 1000 * seed,
+    )

@@ -29,7 +29,8 @@ from raywgen.tasks import balanced_accuracy, balanced_cross_entropy, stacked_log
 from raywgen.training.engine import LocalEngine
 from raywgen.weights import KeyedNoise, WeightBatch
 from tests.builders import SMALL, layout_of, noise_for, normalizers
-from tests.generators.mcdi.builders import chunk_batch, config, head_batch, mcdi, support_and_query
+from tests.generators.derivatives import check_derivative
+from tests.generators.mcdi.builders import chunk_batch, config, head_batch, mcdi, repeated, support_and_query
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -284,26 +285,13 @@ def test_the_task_loss_stage_raises_the_accuracy_of_what_is_written(kind: str) -
     generator = generator_of(kind, task_loss=short)
     # Whole networks of `chunk_batch` follow from nothing; they learn the task that all share alone.
     one = chunk_batch(1, seed=0)
-    drawn = head_batch if kind == "head" else lambda num, seed: _repeated(one, num, seed)
+    drawn = head_batch if kind == "head" else lambda num, seed: repeated(one, num, seed)
     stage, held = task_loss_stage(generator), drawn(64, 77)
     before = judged(stage, held, "accuracy")
     learn(stage, lambda step: drawn(16, step), num_steps=40, rate=1e-2)
     # Chance is a third, or a half.
     assert before < 0.65
     assert judged(stage, held, "accuracy") > 0.85
-
-
-def _repeated(batch: WeightBatch, num: int, seed: int) -> WeightBatch:
-    """One task B times, asked for with other noise."""
-    assert batch.targets_BAD is not None
-    return replace(
-        batch,
-        values_BD=batch.values_BD.expand(num, -1),
-        targets_BAD=batch.targets_BAD.expand(num, -1, -1),
-        condition=batch.condition.repeat(num),
-        query=batch.query.repeat(num),
-        sample_index_B=torch.arange(num) + 1000 * seed,
-    )
 
 
 def test_the_task_loss_loss_is_that_of_the_networks_which_generate_writes() -> None:
@@ -357,25 +345,16 @@ def test_the_sampler_is_differentiable_by_finite_differences(sampler: Sampler, p
 
     loss().backward()
     net: Any = denoiser.net
-    step = 1e-6
     for parameter, index in ((net.row.weight, (2, 5)), (net.time.net[0].weight, (3, 1)), (net.direct.weight, (1, 2))):
-        losses = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter[index] += sign * step
-                losses.append(float(loss()))
-                parameter[index] -= sign * step
-        numeric = (losses[0] - losses[1]) / (2 * step)
         # Differences of a loss up to 10 carry 1e-15 / 1e-6 of rounding.
-        assert float(parameter.grad[index]) == pytest.approx(numeric, rel=1e-5, abs=1e-8)
-        assert numeric != 0
+        check_derivative(loss, parameter, index, rounding=1e-8)
 
 
 def test_a_denoiser_that_has_learned_one_head_writes_it() -> None:
     """End to end: noise, schedule, loss, sampler and units belong together."""
     generator = mcdi(config(network={"width": 32}, denoiser={"meta": "joint"}))
     one = head_batch(1, seed=5)
-    learn(denoiser_stage(generator), lambda step: _repeated(one, 16, step), num_steps=150, rate=1e-2)
+    learn(denoiser_stage(generator), lambda step: repeated(one, 16, step), num_steps=150, rate=1e-2)
     written = generator.generate(
         GenerationRequest(condition=one.condition, layout=layout_of((6, 3)), noise=noise_for(1))
     )
