@@ -45,3 +45,13 @@ def test_a_name_is_imported_when_it_is_used_and_then_kept() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "True"]
+
+
+def test_what_takes_as_long_as_torch_is_not_imported_before_it_is_used() -> None:
+    """Every command and every worker would wait for it."""
+    code = (
+        "import sys, raywgen, raywgen.tuning; [getattr(raywgen, name) for name in dir(raywgen)]; "
+        "print(sorted({'scipy.stats', 'scipy.optimize', 'sklearn', 'transformers', 'deepspeed'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]

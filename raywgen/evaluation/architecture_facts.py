@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn.linear_model import RidgeCV
 
 from raywgen.corpus import Corpus
 from raywgen.evaluation.intervals import half_width
@@ -105,6 +103,8 @@ def predict(known: Results, tasks: Sequence[TaskRequest], like: TaskRequest) -> 
         tasks: T tasks to predict for.
         like: The user's task; what it lacks (instruction, samples, labels) is used of no other task either.
     """
+    from sklearn.linear_model import RidgeCV  # Late, as in `raywgen.tasks.digits`.
+
     features = TaskFeatures(like).fit(known.tasks)
     known_TE, wanted_TE = features.transform(known.tasks), features.transform(tasks)
     mean_A = np.nanmean(known.accuracy_TA, axis=0)
@@ -160,6 +160,8 @@ def _half_width(values_T: np.ndarray) -> float:
 
 def rank_correlation(score_A: np.ndarray, truth_A: np.ndarray) -> float:
     """Returns Spearman's rank correlation; 0 where either side is equal for all architectures."""
+    from scipy.stats import spearmanr  # Late, as in `raywgen.tasks.digits`.
+
     if np.ptp(score_A) == 0 or np.ptp(truth_A) == 0:
         return 0.0
     return float(spearmanr(score_A, truth_A).statistic)  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,15 +16,17 @@ Shape letters beyond the legend in `raywgen.weights`: T tasks, E numbers of a ta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from raywgen.evaluation.request import TaskRequest
 from raywgen.evaluation.task_similarity import word_vectors
+
+if TYPE_CHECKING:
+    from sklearn.preprocessing import StandardScaler
 
 _RIDGE = 1e-2
 
@@ -45,6 +47,8 @@ class TaskFeatures:
 
     def fit(self, tasks: Sequence[TaskRequest]) -> Self:
         """Takes word weights and scales from these tasks."""
+        from sklearn.preprocessing import StandardScaler  # Late, as in `raywgen.tasks.digits`.
+
         if self._has_text:
             self._words.fit([task.instruction for task in tasks])
         self._scales = [StandardScaler().fit(group_TE) for group_TE in self._groups(tasks)]

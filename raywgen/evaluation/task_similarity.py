@@ -6,11 +6,14 @@ Shape letters beyond the legend in `raywgen.weights`: T stored tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 _WORD = r"\w+"
 """Single characters count: in "one of 1, 4 or 7" they are what matters."""
@@ -18,6 +21,8 @@ _WORD = r"\w+"
 
 def word_vectors() -> TfidfVectorizer:
     """Returns a vectoriser of texts: unit vectors of their words, in which rare words weigh more."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # Late, as in `raywgen.tasks.digits`.
+
     return TfidfVectorizer(token_pattern=_WORD)
 
 

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.stats import random_table
 from torch import Tensor
 
 from raywgen.tasks.stacked import balanced_accuracy, balanced_cross_entropy
@@ -147,6 +146,8 @@ def _p_values(counts: tuple[tuple[int, ...], ...], own: tuple[int, ...]) -> tupl
 
     def accuracy(tables: np.ndarray) -> np.ndarray:
         return (tables[..., np.arange(len(own)), list(own)] / rows).mean(axis=-1)
+
+    from scipy.stats import random_table  # Late, as in `raywgen.tasks.digits`.
 
     # There may be only one such table, where all answers are the same.
     drawn = random_table(rows, table.sum(axis=0)).rvs(_NUM_TABLES, random_state=np.random.default_rng(0))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.importance import FanovaImportanceEvaluator
 
 from raywgen.tuning.results import TrialRow
 from raywgen.tuning.space import Knob
@@ -41,6 +40,9 @@ def importance(rows: Sequence[TrialRow], knobs: Sequence[Knob]) -> Importance | 
     scored = [(row, score) for row in judged if (score := row.score_at(rung)) is not None]
     if len({score for _, score in scored}) < 2:
         return None
+    # Late, as in `raywgen.tasks.digits`.
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
     study = optuna.create_study(direction="maximize")
     distributions = {knob.key: distribution(knob) for knob in everywhere}
     for row, score in scored:
@@ -48,7 +50,7 @@ def importance(rows: Sequence[TrialRow], knobs: Sequence[Knob]) -> Importance | 
         study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        shares = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+        shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     return Importance(shares=dict(shares), rung=rung, num_trials=len(scored))
 
 

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from raywgen.weights.layout import Layout
@@ -140,6 +139,8 @@ class _Matching:
 
     def _assign(self, places: Sequence[UnitPlace]) -> Tensor:
         """Solves the linear assignment that maximises the similarity of units, `(N, U)`."""
+        from scipy.optimize import linear_sum_assignment  # Late, as in `raywgen.tasks.digits`.
+
         num_units = len(places[0].index_UM)
         similar_NUU = torch.zeros(self._num, num_units, num_units, dtype=torch.float64)
         for place in places:
