@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from raywgen.locks import only_one
 from raywgen.nn.precision import Precision, autocast, resolved
 from raywgen.out_folder import checked_out
-from raywgen.tasks.augment import augment
+from raywgen.tasks.augment import augment, background
 from raywgen.tasks.base import TaskError
 from raywgen.tasks.encoders import EncoderCard, EncoderError, FrozenEncoder, read_card, save_encoder
 from raywgen.tasks.episodes import EpisodeSampler
@@ -319,11 +319,8 @@ class _Training:
         episode = self._sampler.episode(index)
         x_TCHW = self._in_domains(torch.cat([episode.support_x, episode.query_x]), index)
         if config.shift:
-            # Pixels from outside are background, the commonest value, rather than the mean of all pixels.
-            background_TC11 = x_TCHW.flatten(2).median(dim=2).values[..., None, None]
-            shifted_TCHW = augment(
-                x_TCHW - background_TC11, f"shift-{config.shift}", config.channels, config.seed, index
-            )
+            background_TC11 = background(x_TCHW)
+            shifted_TCHW = augment(x_TCHW - background_TC11, f"shift-{config.shift}", config.seed, index)
             x_TCHW = shifted_TCHW + background_TC11
         return x_TCHW.contiguous(memory_format=torch.channels_last)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raywgen.tasks.augment import check_augment
+
 FitOptimizer = Literal["adam", "adamw", "sgd"]
 FitSchedule = Literal["constant", "cosine"]
 FitLoss = Literal["balanced", "plain"]
@@ -62,6 +64,7 @@ class FitConfig:
         for name in ("num_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_augment(self.augment)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate}: must be above 0")
         if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:

@@ -33,30 +33,27 @@ class FitData:
         x: Training inputs `(S, F)` for all networks, or `(N, S, F)`; with `rows_NS`, the `(X, F)` that hold their rows.
         labels_NS: Labels, int64; `(1, S)` or `(S,)` for all networks.
         rows_NS: Rows of `x`, int64; `(1, S)` for all networks.
-        channels: Channels of images, for augmentation.
     """
 
     x: Tensor
     labels_NS: Tensor
     rows_NS: Tensor | None = None
-    channels: int = 1
 
     @classmethod
-    def joined(cls, inputs: Sequence[Inputs], labels_NS: Tensor, channels: int = 1) -> FitData:
+    def joined(cls, inputs: Sequence[Inputs], labels_NS: Tensor) -> FitData:
         """Collects the data of N networks with a task each; inputs are copied only if tasks of several data sets meet.
 
         Args:
             inputs: One entry for all networks, or N equally long ones.
             labels_NS: Labels, int64.
-            channels: Channels of images.
         """
         different = list(dict.fromkeys(inputs))
         each = inputs if len(different) > 1 else different
         rows = [one.rows_S for one in each if one.rows_S is not None]
         if len({id(one.x_XF) for one in each}) == 1 and len(rows) in (0, len(each)):
             rows_NS = torch.stack(rows) if rows else None
-            return cls(x=each[0].x_XF, labels_NS=labels_NS, rows_NS=rows_NS, channels=channels)
-        return cls(x=torch.stack([one[:] for one in each]), labels_NS=labels_NS, channels=channels)
+            return cls(x=each[0].x_XF, labels_NS=labels_NS, rows_NS=rows_NS)
+        return cls(x=torch.stack([one[:] for one in each]), labels_NS=labels_NS)
 
     def first(self, num: int) -> FitData:
         """Returns the first samples alone."""
@@ -229,8 +226,7 @@ class _Batches:
         x_NTF = self._data.batch(index_NT)
         if self._config.augment:
             changed = [
-                augment(x_TF, self._config.augment, self._data.channels, seed, step)
-                for x_TF, seed in zip(x_NTF, self._seeds, strict=True)
+                augment(x_TF, self._config.augment, seed, step) for x_TF, seed in zip(x_NTF, self._seeds, strict=True)
             ]
             x_NTF = torch.stack(changed)
         return x_NTF, self._labels_NS.gather(1, index_NT), self._weights_NS.gather(1, index_NT)

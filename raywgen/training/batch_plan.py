@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from raywgen.generators import Stage
 from raywgen.tasks import Task, draw_condition, draw_few_shot
+from raywgen.tasks.augment import augment_each
 from raywgen.training.batch_order import BatchDraw, BatchOrder, StageView, StoredBatch
 from raywgen.training.rows import LayoutRows, trajectory_rows
 from raywgen.weights import Condition, KeyedNoise, WeightBatch
 
 _CONDITION_STREAM = 1_000
 _QUERY_STREAM = 1_001
+_AUGMENT_STREAM = 1_002
 STAGE_STREAM = 2_000
 VALIDATION_BATCH = 64
 ReadBatch = Callable[[BatchDraw], StoredBatch]
@@ -41,6 +43,7 @@ class BatchPlan:
         num_condition_samples: Labelled samples shown per network.
         num_query_samples: Further labelled samples per network.
         shot: Labelled samples of each class shown per network, none of them among its query; 0 draws both at random.
+        augment: Changes of the query's images: `flip`, `shift-K`, both joined by `+`, or empty for none.
         num_targets: Local targets of each trajectory; 0 takes every checkpoint on its own.
         rank: This worker.
         num_workers: Number of workers.
@@ -55,6 +58,7 @@ class BatchPlan:
         num_condition_samples: int,
         num_query_samples: int,
         shot: int = 0,
+        augment: str = "",
         num_targets: int = 0,
         rank: int = 0,
         num_workers: int = 1,
@@ -63,6 +67,7 @@ class BatchPlan:
         self.rows = [trajectory_rows(of_layout, num_targets) for of_layout in rows] if num_targets else rows
         self._seed = seed
         self._shot = shot
+        self._augment = augment
         self._num_condition_samples = num_condition_samples
         self._num_query_samples = num_query_samples
         self._device = device or torch.device("cpu")
@@ -150,10 +155,15 @@ class BatchPlan:
         """Returns the conditions of the networks, and the query samples by which they are judged, if they are."""
         condition_noise = KeyedNoise(self._seed, sample_index_B, _CONDITION_STREAM)
         if self._shot:
-            return draw_few_shot(tasks, self._shot, self._num_query_samples, condition_noise)
+            condition, query = draw_few_shot(tasks, self._shot, self._num_query_samples, condition_noise)
+            return condition, self._augmented(query, sample_index_B) if is_judged else query
         condition = draw_condition(tasks, self._num_condition_samples, condition_noise)
         if not is_judged:
             nothing = {"samples_BSF": condition.samples_BSF[:, :0], "labels_BS": condition.labels_BS[:, :0]}
             return condition, replace(condition, **nothing)
         query_noise = KeyedNoise(self._seed, sample_index_B, _QUERY_STREAM)
-        return condition, draw_condition(tasks, self._num_query_samples, query_noise)
+        return condition, self._augmented(draw_condition(tasks, self._num_query_samples, query_noise), sample_index_B)
+
+    def _augmented(self, query: Condition, sample_index_B: Tensor) -> Condition:
+        noise = KeyedNoise(self._seed, sample_index_B, _AUGMENT_STREAM)
+        return replace(query, samples_BSF=augment_each(query.samples_BSF, self._augment, noise))

@@ -12,6 +12,7 @@ from raywgen.generators import METHODS, GeneratorConfig, UnknownMethodError, is_
 from raywgen.nn.devices import Device
 from raywgen.nn.precision import Precision
 from raywgen.stored_config import read_stored_config
+from raywgen.tasks.augment import check_augment
 from raywgen.training.checkpoints import Retention
 from raywgen.training.engine import EngineSettings, Offload
 from raywgen.trust import named_in, trusting
@@ -73,6 +74,9 @@ class TrainConfig:
         num_query_samples: Further labelled samples per network, for losses on what it does.
         shot: Labelled samples of each class that a generator is shown, in place of `num_condition_samples` at random;
             none of them is among the further ones. 0 draws at random.
+        augment: Changes of the further samples, if these are images, at each training step: `flip`, `shift-K` (K
+            pixels), both joined by `+`, or empty for none. A generator that meets few images for many steps learns
+            them by heart without.
         seed: Seed of initialisation, data order and noise.
 
     Examples:
@@ -109,6 +113,7 @@ class TrainConfig:
     num_condition_samples: int = 64
     num_query_samples: int = 128
     shot: int = 0
+    augment: str = ""
     seed: int = 0
 
     @property
@@ -174,6 +179,7 @@ class TrainConfig:
             raise ValueError("keep_newest must be at least 1, keep_best at least 0")
         if not self.best_metric.startswith("val_"):
             raise ValueError(f"best_metric={self.best_metric}: give a metric of the validation, such as val_loss")
+        check_augment(self.augment)
         if self.shot < 0:
             raise ValueError(f"shot={self.shot}: must be at least 0")
         with trusting(*named_in(self.method)):

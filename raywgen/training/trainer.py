@@ -377,20 +377,21 @@ class Trainer:
     def _batch_plans(self) -> tuple[BatchPlan, BatchPlan | None]:
         """The batches to train on, and those to validate on if the corpus has networks for that."""
 
-        def plan(rows: list[LayoutRows], seed: int) -> BatchPlan:
+        def plan(rows: list[LayoutRows], seed: int, augment: str = "") -> BatchPlan:
             return BatchPlan(
                 rows,
                 seed=seed,
                 num_condition_samples=self.config.num_condition_samples,
                 num_query_samples=self.config.num_query_samples,
                 shot=self.config.shot,
+                augment=augment,
                 num_targets=self.generator.needs.num_targets,
                 rank=self.worker.rank,
                 num_workers=self.worker.num_workers,
                 device=self.worker.device,
             )
 
-        train = plan(self._rows.train, self.config.seed)
+        train = plan(self._rows.train, self.config.seed, self.config.augment)
         return train, plan(self._rows.held, self.config.seed + _VALIDATION_SEED) if self._rows.held else None
 
     def _rows_to_keep(self) -> dict[str, float]:

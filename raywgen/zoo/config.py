@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raywgen.tasks import FitConfig, SAMConfig
+from raywgen.tasks.augment import check_augment
 from raywgen.tasks.fit_config import FitLoss, FitOptimizer, FitSchedule
 from raywgen.tasks.networks import network_recipe
 from raywgen.tasks.networks.text_models import PACKAGED
@@ -214,6 +215,7 @@ class ZooConfig:
             raise ValueError("num_seen_tasks, num_validation_tasks and num_unseen_tasks are all 0; ask for a task")
         if (self.start in ("branched", "meta")) != (self.branch_steps > 0):
             raise ValueError(f"branch_steps={self.branch_steps} with start={self.start}: give both or neither")
+        check_augment(self.augment)
         if self.augment and self.tasks.encoder:
             raise ValueError(
                 f"augment={self.augment} with tasks.encoder: features are no images; leave one of them out"

@@ -61,7 +61,7 @@ def choose_executions(config: ZooConfig, on_choice: Callable[[str], None] | None
     """
     recipes = [recipe for of_split in draw_tasks(config).values() for recipe in of_split]
     task = build_task(recipes[0])
-    data = FitData.joined([task.train_inputs], task.train_y_S, config.tasks.channels or 1)
+    data = FitData.joined([task.train_inputs], task.train_y_S)
     one = replace(config.fits()[0], num_steps=_STEPS)
     num = max(1, min(_MOST_NETWORKS, config.stack_size, len(recipes) * config.seeds_per_task))
     executions: dict[str, Execution] = {}

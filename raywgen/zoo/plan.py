@@ -85,7 +85,6 @@ class ZooStack:
     trajectories: tuple[TrajectorySpec, ...]
     fit: FitConfig
     execution: Execution
-    channels: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +176,7 @@ def _start(
     _try(recipe, state, first)
     if config.start == "branched":
         one = replace(config.fits()[0], num_steps=config.branch_steps)
-        data = FitData.joined([first.train_inputs], first.train_y_S, config.tasks.channels or 1)
+        data = FitData.joined([first.train_inputs], first.train_y_S)
         begin = Recorded(step=0, state_N=repeat_state(state, 1))
         module = build_network(recipe)
         (end,) = fit(module, begin, data, one, order_seeds=[seed], record_steps=[config.branch_steps])
@@ -244,10 +243,7 @@ def _stacks(
             for first in range(0, len(group), config.stack_size):
                 part = tuple(group[first : first + config.stack_size])
                 name = f"{prefix}-{split}-{number:03d}"
-                channels = config.tasks.channels or 1
-                stacks.append(
-                    ZooStack(name=name, start=start, trajectories=part, fit=one, execution=execution, channels=channels)
-                )
+                stacks.append(ZooStack(name=name, start=start, trajectories=part, fit=one, execution=execution))
                 number += 1
     return stacks
 

@@ -53,7 +53,7 @@ def go_on(corpus: Corpus, trajectory_id: str, step: int) -> dict[int, StateDict]
     recorded = fit(
         build_network(stack.start.network.recipe),
         start,
-        training_data(tasks, stack.channels),
+        training_data(tasks),
         stack.fit,
         order_seeds=[spec.order_seed for spec in stack.trajectories],
         record_steps=[later for later in config.checkpoint_steps if later >= step],

@@ -73,7 +73,7 @@ def fit_networks(
     return fit(
         build_network(recipe),
         Recorded(step=0, state_N=begin),
-        training_data(tasks, stack.channels),
+        training_data(tasks),
         stack.fit,
         order_seeds=[spec.order_seed for spec in stack.trajectories],
         record_steps=config.checkpoint_steps,
@@ -169,10 +169,10 @@ def _write_optimizer(
     return write_shard(root, f"{stack.name}-optimizer", layout, facts, packed_NP), layout
 
 
-def training_data(tasks: list[Task], channels: int = 1) -> FitData:
+def training_data(tasks: list[Task]) -> FitData:
     """Returns the training samples of N networks, one task each."""
     labels_NS = torch.stack([task.train_y_S for task in tasks])
-    return FitData.joined([task.train_inputs for task in tasks], labels_NS, channels)
+    return FitData.joined([task.train_inputs for task in tasks], labels_NS)
 
 
 def _measure(stack: ZooStack, tasks: list[Task], recorded: list[Recorded]) -> tuple[Tensor, Tensor]:

@@ -171,9 +171,9 @@ def test_images_are_changed_by_their_networks_seed_and_step(
 ) -> None:
     calls: list[tuple[int, int]] = []
 
-    def noted(x: Tensor, kind: str, channels: int, seed: int, step: int) -> Tensor:
+    def noted(x: Tensor, kind: str, seed: int, step: int) -> Tensor:
         calls.append((seed, step))
-        return augment(x, kind, channels, seed, step)
+        return augment(x, kind, seed, step)
 
     monkeypatch.setattr("raywgen.tasks.train_loop.augment", noted)
     module = build_network({"name": "mlp", "widths": [4, 2]})

@@ -24,7 +24,8 @@ def test_keys_of_the_method_are_checked_against_its_own_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["zero_stage=4", "num_workers=-1", "log_every=0", "num_query_samples=0", "worker_timeout=0"]
+    "override",
+    ["zero_stage=4", "num_workers=-1", "log_every=0", "num_query_samples=0", "worker_timeout=0", "augment=turn"],
 )
 def test_impossible_values_are_refused(override: str) -> None:
     with pytest.raises(ConfigError, match=override.partition("=")[0]):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 
 from raywgen.corpus import Corpus
@@ -25,8 +26,19 @@ def values_of(rows: LayoutRows) -> torch.Tensor:
     return rows.values(torch.arange(len(rows)))
 
 
-def order(rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3) -> WholePlan:
-    return WholePlan(rows, seed=seed, num_condition_samples=5, num_query_samples=7, rank=rank, num_workers=num_workers)
+def order(
+    rows: list[LayoutRows], rank: int = 0, num_workers: int = 1, seed: int = 3, augment: str = "", shot: int = 0
+) -> WholePlan:
+    return WholePlan(
+        rows,
+        seed=seed,
+        num_condition_samples=5,
+        num_query_samples=7,
+        rank=rank,
+        num_workers=num_workers,
+        augment=augment,
+        shot=shot,
+    )
 
 
 def test_parts_of_all_workers_are_the_whole_batch(zoo_corpus: Corpus) -> None:
@@ -90,6 +102,19 @@ def test_only_a_stage_that_judges_networks_gets_queries(zoo_corpus: Corpus) -> N
         assert batch.condition.samples_BSF.shape[:2] == (4, 5)
         seen[stage.name] = batch.query.samples_BSF.shape[1], batch.query.labels_BS.shape[1]
     assert seen == {"tokenizer": (0, 0), "prior": (0, 0), "task_loss": (7, 7)}
+
+
+@pytest.mark.parametrize("shot", [0, 2])
+def test_images_of_queries_are_changed_alike_on_any_number_of_workers(zoo_corpus: Corpus, shot: int) -> None:
+    rows = rows_of(zoo_corpus)
+    plain, changed = (order(rows, augment=each, shot=shot).batch(1, 6) for each in ("", "shift-1"))
+    assert torch.equal(plain.condition.samples_BSF, changed.condition.samples_BSF)
+    assert torch.equal(plain.query.labels_BS, changed.query.labels_BS)
+    is_same_BS = (plain.query.samples_BSF == changed.query.samples_BSF).all(dim=2)
+    assert 0 < int(is_same_BS.sum()) < is_same_BS.numel() / 2  # One of nine places is that of before.
+    part = order(rows, 1, 2, augment="shift-1", shot=shot).batch(1, 6)
+    assert torch.equal(part.query.samples_BSF, changed.query.samples_BSF[1::2])
+    assert not torch.equal(part.query.samples_BSF[0], part.query.samples_BSF[1])
 
 
 def test_a_query_is_drawn_apart_from_its_condition(zoo_corpus: Corpus) -> None:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from raywgen.corpus import Corpus
-from raywgen.generators import Stage
+from raywgen.generators import Stage, StageConfig
 from raywgen.generators.common.tokenizer import TokenizerConfig
 from raywgen.generators.common.tokenizer.stage import TokenizerStage
+from raywgen.generators.hypernetwork import HypernetworkConfig
 from raywgen.generators.igpg import IGPGConfig, IGPGTaskLossConfig, PriorConfig
 from raywgen.nn.quantisers import QuantiserConfig
 from raywgen.stops import Stop
+from raywgen.tasks.augment import augment_each
 from raywgen.training import TrainConfig, read_metrics, trainer
 from raywgen.training.batch_order import StageView
 from raywgen.training.batch_plan import STAGE_STREAM, BatchPlan
@@ -28,7 +30,7 @@ from raywgen.training.engine import Engine, EngineSettings, LocalEngine
 from raywgen.training.rows import RunRows
 from raywgen.training.run_spec import RunSpec
 from raywgen.training.trainer import Trainer, train_runs
-from raywgen.weights import WeightBatch
+from raywgen.weights import KeyedNoise, WeightBatch
 from tests.training.whole_plan import WholePlan
 
 NUM_STEPS, BATCH = 3, 8
@@ -115,7 +117,8 @@ def config(corpus: Corpus, out: Path, **changes: Any) -> TrainConfig:
         task_loss=IGPGTaskLossConfig(num_steps=0),
     )
     settings: dict[str, Any] = {"log_every": 1, "validate_every": 2, "num_workers": 0}
-    return TrainConfig(generator=igpg, corpus=corpus.location, out=str(out), **(settings | changes))
+    settings |= {"generator": igpg, "corpus": corpus.location, "out": str(out)}
+    return TrainConfig(**(settings | changes))
 
 
 @pytest.fixture
@@ -180,6 +183,23 @@ def test_a_validation_counts_every_architecture_alike(
     losses = [loss for _, loss in seen["evaluate"]]
     assert len(losses) == 2 * len(validated)
     assert validated == pytest.approx([(one + other) / 2 for one, other in zip(losses[::2], losses[1::2], strict=True)])
+
+
+def test_images_are_changed_to_train_on_but_not_to_be_validated_on(
+    zoo_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[str] = []
+
+    def noted(x_BSF: Tensor, kind: str, noise: KeyedNoise) -> Tensor:
+        kinds.append(kind)
+        return augment_each(x_BSF, kind, noise)
+
+    monkeypatch.setattr("raywgen.training.batch_plan.augment_each", noted)
+    stage = StageConfig(num_steps=1, batch_size=4)
+    of_one_step = {"method": "hypernetwork", "generator": HypernetworkConfig(task_loss=stage)}
+    train(config(zoo_corpus, tmp_path, augment="flip", **of_one_step), zoo_corpus)
+    assert kinds[0] == "flip"
+    assert set(kinds[1:]) == {""}
 
 
 @pytest.mark.parametrize(("num_workers", "accumulate"), [(1, 1), (1, 3), (3, 1), (3, 2), (48, 1), (100, 1)])

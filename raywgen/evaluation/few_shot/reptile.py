@@ -290,7 +290,7 @@ def _adapted(
     for index in tasks:
         episode = sampler.episode(index)
         x_SCHW, y_S = prepare(episode.support_x), episode.support_y
-        x_SCHW = augment(x_SCHW, config.augment, x_SCHW.shape[1], config.seed, index)
+        x_SCHW = augment(x_SCHW, config.augment, config.seed, index)
         batches = minibatches(len(y_S), config.inner_batch, config.inner_steps, seed=config.seed, index=index)
         learner.restart(start)
         learner.learn(learner.taken(x_SCHW), y_S.to(learner.device), batches.to(learner.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raywgen.evaluation.few_shot.errors import FewShotError
+from raywgen.tasks.augment import check_augment
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,7 @@ class ReptileConfig:
         for name in names:
             if getattr(self, name) < 1:
                 raise FewShotError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_augment(self.augment)
         for name in ("meta_rate", "meta_rate_final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FewShotError(f"{name}={getattr(self, name)}: must lie in [0, 1]")
